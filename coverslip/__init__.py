@@ -1,0 +1,1 @@
+"""Coverslip: a whole-slide pathology engine."""

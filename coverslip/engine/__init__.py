@@ -1,0 +1,1 @@
+"""Where the rooms meet: stages, journal, resume, report."""

@@ -1,0 +1,1 @@
+"""Outward formats: QuPath GeoJSON, HDF5 of TRIDENT, CLAM and STAMP, Parquet."""

@@ -1,0 +1,1 @@
+"""Tiles to nuclei, tissue maps and classes."""

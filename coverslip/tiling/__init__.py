@@ -1,0 +1,1 @@
+"""Where tiles are, how they stream, and where they rest."""
