@@ -1,1 +1,78 @@
-"""Coverslip: a whole-slide pathology engine."""
+"""Coverslip: slides in; tiles, embeddings, nuclei and QuPath files out.
+
+    import coverslip
+
+    slide = coverslip.open_slide("case-0417.svs")
+    tissue = coverslip.find_tissue(slide)
+    grid = coverslip.TileGrid.over(slide, tile=256, mpp=0.5, tissue=tissue)
+    encoder = coverslip.load_encoder("efficientnet-lite0")
+    for batch in coverslip.TileStream(slide, grid):
+        features = encoder.encode(batch.pixels)
+
+Names load when first touched, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coverslip.encoders.encoder import Encoder as Encoder
+    from coverslip.encoders.encoder import load_encoder as load_encoder
+    from coverslip.encoders.registry import EncoderSpec as EncoderSpec
+    from coverslip.engine.run import Run as Run
+    from coverslip.engine.run import RunConfig as RunConfig
+    from coverslip.errors import CoverslipError as CoverslipError
+    from coverslip.export.geojson import read_geojson as read_geojson
+    from coverslip.export.geojson import write_geojson as write_geojson
+    from coverslip.tiling.grid import TileGrid as TileGrid
+    from coverslip.tiling.reading import read_region as read_region
+    from coverslip.tiling.reading import thumbnail as thumbnail
+    from coverslip.tiling.store import SlideStore as SlideStore
+    from coverslip.tiling.stream import TileStream as TileStream
+    from coverslip.tiling.tissue import Tissue as Tissue
+    from coverslip.tiling.tissue import find_tissue as find_tissue
+    from coverslip.wsi.opening import open_slide as open_slide
+    from coverslip.wsi.slide import Box as Box
+    from coverslip.wsi.slide import Level as Level
+    from coverslip.wsi.slide import Slide as Slide
+
+__version__ = "0.1.0"
+
+_home = {
+    "Box": "wsi.slide",
+    "CoverslipError": "errors",
+    "Encoder": "encoders.encoder",
+    "EncoderSpec": "encoders.registry",
+    "Level": "wsi.slide",
+    "Run": "engine.run",
+    "RunConfig": "engine.run",
+    "Slide": "wsi.slide",
+    "SlideStore": "tiling.store",
+    "TileGrid": "tiling.grid",
+    "TileStream": "tiling.stream",
+    "Tissue": "tiling.tissue",
+    "find_tissue": "tiling.tissue",
+    "load_encoder": "encoders.encoder",
+    "open_slide": "wsi.opening",
+    "read_geojson": "export.geojson",
+    "read_region": "tiling.reading",
+    "thumbnail": "tiling.reading",
+    "write_geojson": "export.geojson",
+}
+"""Public name -> the module it lives in."""
+
+__all__ = ["__version__", *sorted(_home)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module = _home[name]
+    except KeyError:
+        raise AttributeError(f"module 'coverslip' has no attribute {name!r}") from None
+    return getattr(import_module(f"coverslip.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

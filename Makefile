@@ -1,0 +1,37 @@
+# make demo   the whole job on the slide in the package
+# make test   the test suite
+# Both make .venv first (Python 3.11 to 3.13) and install what they need; a second run is quick.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+demo: $(READY)
+	$(BIN)/coverslip demo --output coverslip-demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt '.[bench]'
+	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/encoders.py
+	$(BIN)/python benchmarks/geojson.py
+	$(BIN)/python benchmarks/nuclei.py
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) coverslip-demo benchmarks/generated
