@@ -1,0 +1,30 @@
+"""Area-weighted resampling: every output pixel is the mean of the light that falls on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coverslip.kernels.backend import Backend, implementation
+
+
+def area_resample(
+    image: Any,
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    out: Any,
+    *,
+    backend: Backend | None = None,
+) -> None:
+    """Fill `out` with the means of `image` over a lattice of rectangles.
+
+    image     (H, W, 3) uint8
+    origin    (x, y) of the lattice's corner in image px; may lie between pixels or outside
+    scale     (x, y) image px per output px, above 0; below 1 enlarges
+    out       (h, w, 3) uint8, written in place
+    backend   overrides the choice; for tests and benchmarks
+
+    Output pixel (u, v) is the mean of the image over [x + u·sx, x + (u + 1)·sx) by
+    [y + v·sy, y + (v + 1)·sy), each image pixel weighted by the area it shares; halves round up.
+    What lies outside the image counts as white (255).
+    """
+    implementation("resample", image, backend).area_resample(image, origin, scale, out)
