@@ -1,0 +1,149 @@
+"""From decoded native tiles to windows of output pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from coverslip.kernels.resample import area_resample
+from coverslip.tiling.windows import Windows
+from coverslip.wsi.slide import RGB, Slide
+
+SLACK = 1e-6
+"""Source pixels; a window that reaches less than this into a native tile does not need it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which native tiles are decoded, and how small.
+
+    level, reduction   tiles of `level`, each at 1 / 2**reduction of its sides
+    downsample         (x, y) level-0 px per decoded px
+    """
+
+    level: int
+    reduction: int
+    downsample: tuple[float, float]
+
+
+def source_for(slide: Slide, scale: tuple[float, float], tolerance: float = 0.02) -> Source:
+    """The cheapest (level, reduction) that is not coarser than `scale` asks.
+
+    scale       (x, y) level-0 px per output px
+    tolerance   scanners write 0.2527 for "0.25": a source 2 % too coarse counts as fine enough,
+                else a 20x request on such a slide would decode four times the pixels
+
+    Where the request is finer than level 0, level 0 it is, and the window is enlarged.
+    """
+    best, lowest = Source(0, 0, slide.levels[0].downsample), math.inf
+    for number, level in enumerate(slide.levels):
+        for reduction in range(level.reductions + 1):
+            x, y = (d * 2**reduction for d in level.downsample)
+            if x > scale[0] * (1 + tolerance) or y > scale[1] * (1 + tolerance):
+                break
+            # entropy decoding is paid for every stored pixel, the transform for those kept
+            cost = (0.6 + 0.4 / 4**reduction) / (level.downsample[0] * level.downsample[1])
+            if cost < lowest:
+                best, lowest = Source(number, reduction, (x, y)), cost
+    return best
+
+
+class TilePlane:
+    """The native tiles of one source as a plane of decoded pixels, from which windows are cut."""
+
+    def __init__(self, slide: Slide, source: Source) -> None:
+        level = slide.levels[source.level]
+        self.slide, self.source = slide, source
+        self.columns, self.rows = level.grid
+        self.tile = (level.tile[0] >> source.reduction, level.tile[1] >> source.reduction)
+        # decoded pixels that lie partly beyond the level's edge are not to be trusted
+        self.size = (level.size[0] >> source.reduction, level.size[1] >> source.reduction)
+
+    def decode(self, key: int) -> RGB | None:
+        """The decoded native tile number `key` (row · columns + column); None for background."""
+        row, column = divmod(key, self.columns)
+        return self.slide.decode_tile(self.source.level, column, row, self.source.reduction)
+
+    def spans(self, windows: Windows) -> npt.NDArray[np.int64]:
+        """[N, 4] native tiles each window touches: first column, first row, and one past the last.
+
+        Empty (first == past) for a window that lies wholly outside.
+        """
+        spans = np.empty((len(windows), 4), np.int64)
+        for axis, count in enumerate((self.columns, self.rows)):
+            low = windows.origins[:, axis] / self.source.downsample[axis]
+            high = low + windows.size[axis] * windows.scale[axis] / self.source.downsample[axis]
+            high = np.minimum(high, self.size[axis])
+            first = np.floor((low + SLACK) / self.tile[axis]).astype(np.int64)
+            past = np.ceil((high - SLACK) / self.tile[axis]).astype(np.int64)
+            spans[:, axis] = np.clip(first, 0, count)
+            spans[:, axis + 2] = np.clip(past, spans[:, axis], count)
+        return spans
+
+    def keys(self, span: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The numbers of the tiles in one span, row by row."""
+        x0, y0, x1, y1 = span.tolist()
+        return (np.arange(y0, y1)[:, None] * self.columns + np.arange(x0, x1)[None, :]).ravel()
+
+    def assemble(
+        self,
+        tiles: Mapping[int, RGB | None],
+        span: npt.NDArray[np.int64],
+        origin: tuple[float, float],
+        scale: tuple[float, float],
+        out: npt.NDArray[np.uint8],
+    ) -> None:
+        """Fill `out` (h, w, 3) with the window at `origin` (level-0 px); white where nothing is."""
+        height, width = out.shape[:2]
+        dx, dy = self.source.downsample
+        x, y = origin[0] / dx, origin[1] / dy
+        sx, sy = scale[0] / dx, scale[1] / dy
+        if _is_copy(x, sx, width) and _is_copy(y, sy, height):
+            self._gather(tiles, span, round(x), round(y), out)
+            return
+        left, top = math.floor(x + SLACK), math.floor(y + SLACK)
+        right = math.ceil(x + width * sx - SLACK)
+        bottom = math.ceil(y + height * sy - SLACK)
+        patch = np.empty((bottom - top, right - left, 3), np.uint8)
+        self._gather(tiles, span, left, top, patch)
+        area_resample(patch, (x - left, y - top), (sx, sy), out)
+
+    def _gather(
+        self,
+        tiles: Mapping[int, RGB | None],
+        span: npt.NDArray[np.int64],
+        left: int,
+        top: int,
+        out: npt.NDArray[np.uint8],
+    ) -> None:
+        """Copy the plane's pixels from (left, top) on into `out`."""
+        width, height = self.tile
+        right = min(left + out.shape[1], self.size[0])
+        bottom = min(top + out.shape[0], self.size[1])
+        if left < 0 or top < 0 or right < left + out.shape[1] or bottom < top + out.shape[0]:
+            out[...] = 255
+        x0, y0, x1, y1 = span.tolist()
+        for row in range(y0, y1):
+            ya, yb = max(row * height, top), min((row + 1) * height, bottom)
+            for column in range(x0, x1):
+                xa, xb = max(column * width, left), min((column + 1) * width, right)
+                if xa >= xb or ya >= yb:
+                    continue
+                tile = tiles[row * self.columns + column]
+                target = out[ya - top : yb - top, xa - left : xb - left]
+                if tile is None:
+                    target[...] = 255
+                else:
+                    target[...] = tile[
+                        ya - row * height : yb - row * height,
+                        xa - column * width : xb - column * width,
+                    ]
+
+
+def _is_copy(start: float, step: float, count: int) -> bool:
+    """Whether the lattice falls on the pixels themselves, to within a hundredth over its length."""
+    return abs(step - 1) * count < 0.01 and abs(start - round(start)) < 0.01
