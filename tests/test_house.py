@@ -15,7 +15,8 @@ import coverslip
 PACKAGE = Path(coverslip.__file__).parent
 REPOSITORY = PACKAGE.parent
 FLOORS = {
-    "errors": -1,
+    "errors": -2,
+    "durable": -1,
     "wsi": 0,
     "kernels": 0,
     "tiling": 1,
