@@ -1,0 +1,245 @@
+"""A loaded encoder: uint8 tiles in, float32 embeddings out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec
+from coverslip.errors import MissingWeights, UnknownName
+
+if TYPE_CHECKING:
+    import torch
+
+Tiles = npt.NDArray[np.uint8]
+Embeddings = npt.NDArray[np.float32]
+
+
+class Encoder:
+    """A network with its recipe, on a device.
+
+    spec              the recipe; recipe its JSON-able form
+    name, dim         as in stores
+    weights_sha256    of the checkpoint's file ("random" for random weights)
+    device            torch device
+
+    fp32 on the CPU; bfloat16 (float16 where the GPU lacks it) under autocast on a GPU. The same
+    batch gives the same bytes; batches of another size may differ in the last bits, so callers that
+    must be reproducible fix how they batch.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, network: torch.nn.Module, weights_sha256: str, device: str
+    ) -> None:
+        import torch
+
+        self.spec, self.weights_sha256 = spec, weights_sha256
+        self.name, self.recipe = spec.name, spec.recipe()
+        self.device = torch.device(device)
+        network = network.eval().requires_grad_(False)
+        self._network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._mean = 255 * torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = 255 * torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
+        self._half = None
+        if self.device.type == "cuda":
+            self._half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        self.dim = self._measured_dim()
+
+    def _measured_dim(self) -> int:
+        side = self.spec.input_px
+        dim = self.encode(np.zeros((1, side, side, 3), np.uint8)).shape[1]
+        if self.spec.dim and dim != self.spec.dim:
+            raise MissingWeights(f"{self.name}: gives {dim} numbers a tile, its recipe says {self.spec.dim}")
+        return int(dim)
+
+    def encode(self, tiles: Tiles) -> Embeddings:
+        """tiles uint8 [B, H, W, 3] RGB of any side -> float32 [B, dim]."""
+        import torch
+
+        if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype != np.uint8:
+            raise ValueError(f"tiles must be uint8 [B, H, W, 3], got {tiles.dtype} {tiles.shape}")
+        with torch.inference_mode():
+            result = self._embed(self._upload(tiles))
+        return np.asarray(result.float().cpu().numpy())
+
+    def encode_stream(self, batches: Iterable[Tiles]) -> Iterator[Embeddings]:
+        """Embeddings batch by batch; on a GPU the next batch uploads while this one computes."""
+        import torch
+
+        if self.device.type != "cuda":
+            yield from map(self.encode, batches)
+            return
+        uploading = torch.cuda.Stream(self.device)
+        waiting: torch.Tensor | None = None
+        with torch.inference_mode():
+            for tiles in batches:
+                with torch.cuda.stream(uploading):
+                    ready = self._upload(tiles)
+                if waiting is not None:
+                    yield self._embed(waiting).float().cpu().numpy()
+                torch.cuda.current_stream(self.device).wait_stream(uploading)
+                ready.record_stream(torch.cuda.current_stream(self.device))
+                waiting = ready
+            if waiting is not None:
+                yield self._embed(waiting).float().cpu().numpy()
+
+    def _upload(self, tiles: Tiles) -> torch.Tensor:
+        """uint8 [B, 3, H, W] on the device, channels last: the bytes travel as they are."""
+        import torch
+
+        pixels = torch.from_numpy(np.ascontiguousarray(tiles))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2)
+
+    def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        x = (self._resized(pixels) - self._mean) / self._std           # (b, 3, px, px)
+        if self._half is None:
+            return self._pooled(x)
+        with torch.autocast("cuda", dtype=self._half):
+            return self._pooled(x)
+
+    def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 [B, 3, px, px] in 0..255: resized antialiased, then cropped from the middle."""
+        import torch
+        from torch.nn.functional import interpolate
+
+        side = self.spec.input_px
+        target = round(side / self.spec.crop)
+        x = pixels.to(torch.float32, memory_format=torch.channels_last)
+        if x.shape[2:] != (target, target):
+            x = interpolate(x, (target, target), mode=self.spec.interpolation, antialias=True)
+            x = x.clamp(0, 255)
+        margin = (target - side) // 2
+        return x[:, :, margin : margin + side, margin : margin + side]
+
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, 3, px, px) -> (b, dim), pooled as the recipe says."""
+        import torch
+
+        network: Any = self._network
+        if self.spec.pooling == "pooled":
+            return network(x)  # type: ignore[no-any-return]
+        tokens = network.forward_features(x)                            # (b, prefix + n, d)
+        prefix = network.num_prefix_tokens
+        cls, patches = tokens[:, 0], tokens[:, prefix:].mean(dim=1)     # (b, d), (b, d)
+        if self.spec.pooling == "cls":
+            return cls  # type: ignore[no-any-return]
+        return patches if self.spec.pooling == "mean" else torch.cat([cls, patches], dim=1)
+
+
+def load_encoder(
+    name: str = "efficientnet-lite0",
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Encoder:
+    """An encoder by its registered name, or any timm model by timm's.
+
+    weights   a local checkpoint (safetensors or torch); "random" for none at all (for tests)
+    device    "auto" takes a GPU where there is one
+    seed      of random weights
+
+    Raises UnknownName; MissingWeights where the weights are not here, and says what to put where.
+    """
+    import torch
+
+    spec = _spec_of(name)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if weights == "random":
+        torch.manual_seed(seed)
+        return Encoder(spec, _network(spec), f"random-{seed}", device)
+    if weights is not None or spec.weights == "package":
+        path = Path(weights) if weights is not None else _packaged(spec)
+        return Encoder(spec, _with_weights(spec, path, weights is None), _file_sha256(path), device)
+    network = _from_hub(spec)
+    return Encoder(spec, network, _state_sha256(network), device)
+
+
+def _spec_of(name: str) -> EncoderSpec:
+    import timm
+
+    if name in encoder_names():
+        return encoder_spec(name)
+    plain = name.removeprefix("timm:")
+    if not timm.is_model(plain.partition(".")[0]):
+        known = [*encoder_names(), *timm.list_models(f"*{plain[:6]}*")]
+        raise UnknownName("encoder", name, known)
+    config = timm.get_pretrained_cfg(plain)
+    if config is None:
+        raise UnknownName("encoder", name, timm.list_models(pretrained=True))
+    return EncoderSpec(
+        name=plain.replace("/", "_"),
+        architecture=plain,
+        input_px=config.input_size[-1],
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
+        crop=1.0,
+        licence=config.license or "",
+    )
+
+
+def _network(spec: EncoderSpec, pretrained: bool = False) -> torch.nn.Module:
+    import timm
+
+    network: torch.nn.Module = timm.create_model(
+        spec.architecture, pretrained=pretrained, num_classes=0, **spec.arguments
+    )
+    return network
+
+
+def _packaged(spec: EncoderSpec) -> Path:
+    module, _, _ = spec.key_mapping.partition(":")
+    path: Path = import_module(module).weights_path()
+    return path
+
+
+def _with_weights(spec: EncoderSpec, path: Path, packaged: bool) -> torch.nn.Module:
+    from coverslip.encoders.weights import load_strictly, read_weights
+
+    network, state = _network(spec), read_weights(path)
+    if spec.key_mapping and (packaged or not set(network.state_dict()) <= state.keys()):
+        module, _, function = spec.key_mapping.partition(":")
+        try:
+            state = getattr(import_module(module), function)(state)
+        except KeyError as error:
+            raise MissingWeights(f"{path}: not {spec.name}'s weights; unknown tensor {error}") from None
+    load_strictly(network, state, path)
+    return network
+
+
+def _from_hub(spec: EncoderSpec) -> torch.nn.Module:
+    try:
+        return _network(spec, pretrained=True)
+    except Exception as error:  # the hub client raises a zoo of network errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MissingWeights(
+            f"encoder {spec.name}: its weights are not on this machine and the hub did not give them "
+            f"({reason})\n  download the checkpoint of timm model {spec.architecture!r} elsewhere and "
+            "pass it with --weights FILE (.safetensors or .pth)"
+        ) from error
+
+
+def _file_sha256(path: Path) -> str:
+    from coverslip.encoders.weights import file_sha256
+
+    return file_sha256(path)
+
+
+def _state_sha256(network: torch.nn.Module) -> str:
+    """sha256 over the tensors of weights that came from no single file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
