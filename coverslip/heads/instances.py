@@ -1,0 +1,200 @@
+"""Nuclei of a slide from overlapping windows: each found once, whole, by the window that owns it.
+
+A window's *read* box holds what the head sees, with context; its *own* box is the part whose
+nuclei are its to report. Own boxes partition the slide, and a nucleus belongs to the own box that
+holds its centroid: nothing is found twice or lost, and no seam needs mending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from coverslip.heads.registry import NucleusHead
+from coverslip.kernels.labels import LabelMeasures, label_measures, label_outlines
+
+SIMPLIFY_PX = 0.4
+"""How far a simplified outline may stray from the traced one, px of the head's resolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nuclei:
+    """M nuclei as columns. Positions are level-0 px, lengths µm.
+
+    centroid         float64 [M, 2] (x, y)
+    polygon_offset   int64 [M + 1]; polygon float32 [V, 2]: outline i is
+                     polygon[polygon_offset[i] : polygon_offset[i + 1]], not closed, valid
+    class_id         uint8 [M], index into the head's classes
+    area_um2, perimeter_um, major_um, minor_um   float32 [M]
+    circularity, solidity                        float32 [M], 0 to 1
+    intensity        float32 [M] mean of the head's intensity (haematoxylin)
+    """
+
+    centroid: npt.NDArray[np.float64]
+    polygon_offset: npt.NDArray[np.int64]
+    polygon: npt.NDArray[np.float32]
+    class_id: npt.NDArray[np.uint8]
+    area_um2: npt.NDArray[np.float32]
+    perimeter_um: npt.NDArray[np.float32]
+    major_um: npt.NDArray[np.float32]
+    minor_um: npt.NDArray[np.float32]
+    circularity: npt.NDArray[np.float32]
+    solidity: npt.NDArray[np.float32]
+    intensity: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.centroid)
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """Name -> array, as a store keeps them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_columns(cls, columns: Any) -> Nuclei:
+        """The nuclei whose columns these are (a mapping, or a Zarr group)."""
+        return cls(**{field.name: np.asarray(columns[field.name][:]) for field in fields(cls)})
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> Nuclei:
+        """Only the nuclei for which `kept` [M] holds."""
+        lengths = np.diff(self.polygon_offset)
+        columns = {
+            name: values[kept]
+            for name, values in self.columns().items()
+            if name not in ("polygon", "polygon_offset")
+        }
+        offset = np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64)
+        polygon = self.polygon[np.repeat(kept, lengths)]
+        return Nuclei(polygon_offset=offset, polygon=polygon, **columns)
+
+    @classmethod
+    def none(cls) -> Nuclei:
+        """No nuclei."""
+        empty = np.empty(0, np.float32)
+        return cls(
+            np.empty((0, 2)), np.zeros(1, np.int64), np.empty((0, 2), np.float32),
+            np.empty(0, np.uint8), *([empty] * 7),
+        )  # fmt: skip
+
+
+def concatenate(parts: Sequence[Nuclei]) -> Nuclei:
+    """All nuclei of `parts`, in order."""
+    if not parts:
+        return Nuclei.none()
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in parts[0].columns()
+        if name != "polygon_offset"
+    }
+    lengths = np.concatenate([np.diff(part.polygon_offset) for part in parts])
+    offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Nuclei(polygon_offset=offset, **columns)
+
+
+def own_windows(
+    slide_size: tuple[int, int], scale: tuple[float, float], own_px: int, halo_px: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Windows that cover a slide.
+
+    slide_size   (width, height) level-0 px
+    scale        (x, y) level-0 px per window px
+    own_px       side of the own boxes, px at the windows' resolution
+    halo_px      context on each side
+
+    Returns origins float64 [N, 2], the read boxes' corners in level-0 px on the lattice anchored
+    at the slide's corner, and own boxes float64 [N, 4] x, y, w, h in level-0 px, row by row. Own
+    boxes partition the slide (the last ones reach beyond its edge).
+    """
+    columns = int(np.ceil(slide_size[0] / scale[0] / own_px))
+    rows = int(np.ceil(slide_size[1] / scale[1] / own_px))
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    corner = np.stack([column * own_px, row * own_px], axis=1).astype(np.float64)
+    step = np.array(scale)
+    far = (corner + own_px) * step
+    own = np.concatenate([corner * step, far - corner * step], axis=1)
+    return (corner - halo_px) * step, own
+
+
+def nuclei_in_window(
+    head: NucleusHead,
+    pixels: npt.NDArray[np.uint8],
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    own: npt.NDArray[np.float64],
+    slide_size: tuple[int, int],
+) -> Nuclei:
+    """The nuclei that one window owns.
+
+    pixels       uint8 [H, W, 3] at the head's resolution, with context on all sides
+    origin       (x, y) level-0 px of its corner; scale level-0 px per px
+    own          x, y, w, h of the own box, level-0 px; half-open
+    slide_size   outlines are clipped to the slide
+
+    A nucleus is owned if its centroid lies in the own box.
+    """
+    labels = head.segment(pixels)
+    intensity = head.intensity(pixels)
+    measures = label_measures(labels, intensity)
+    centroid = np.asarray(origin) + measures.centroid * np.asarray(scale)
+    owned = (
+        (centroid[:, 0] >= own[0]) & (centroid[:, 0] < own[0] + own[2])
+        & (centroid[:, 1] >= own[1]) & (centroid[:, 1] < own[1] + own[3])
+        & (centroid[:, 0] < slide_size[0]) & (centroid[:, 1] < slide_size[1])
+    )  # fmt: skip
+    if not owned.any():
+        return Nuclei.none()
+    return _measured(labels, measures, owned, centroid, origin, scale, head.mpp, slide_size)
+
+
+def _measured(
+    labels: npt.NDArray[np.int32],
+    measures: LabelMeasures,
+    owned: npt.NDArray[np.bool_],
+    centroid: npt.NDArray[np.float64],
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    mpp: float,
+    slide_size: tuple[int, int],
+) -> Nuclei:
+    number = np.zeros(int(labels.max()) + 1, np.int32)
+    number[measures.label[owned]] = np.arange(1, np.count_nonzero(owned) + 1)
+    outlines = label_outlines(number[labels])
+    polygons = _polygons(outlines.offset, outlines.vertex)
+    perimeter, outlined = shapely.length(polygons), shapely.area(polygons)
+    hull = shapely.area(shapely.convex_hull(polygons))
+    simple = shapely.simplify(polygons, SIMPLIFY_PX, preserve_topology=True)
+    vertex, ring = shapely.get_coordinates(simple, return_index=True)
+    last = np.flatnonzero(np.diff(ring, append=ring[-1] + 1))  # each ring's closing vertex
+    vertex, lengths = np.delete(vertex, last, axis=0), np.bincount(np.delete(ring, last))
+    polygon = np.asarray(origin) + vertex * np.asarray(scale)
+    polygon = np.clip(polygon, 0, np.asarray(slide_size, np.float64))
+    area, axes = measures.area[owned], measures.axes[owned]
+
+    def column(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        return np.asarray(values, np.float32)
+
+    return Nuclei(
+        centroid=centroid[owned],
+        polygon_offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        polygon=polygon.astype(np.float32),
+        class_id=np.zeros(len(area), np.uint8),
+        area_um2=column(area * mpp**2),
+        perimeter_um=column(perimeter * mpp),
+        major_um=column(axes[:, 0] * mpp),
+        minor_um=column(axes[:, 1] * mpp),
+        circularity=column(np.minimum(4 * np.pi * outlined / perimeter**2, 1)),
+        solidity=column(outlined / hull),
+        intensity=column(measures.mean[owned]),
+    )
+
+
+def _polygons(
+    offset: npt.NDArray[np.int64], vertex: npt.NDArray[np.float64]
+) -> npt.NDArray[np.object_]:
+    ring = np.repeat(np.arange(len(offset) - 1), np.diff(offset))
+    closed = shapely.linearrings(vertex, indices=ring)
+    return np.asarray(shapely.polygons(closed))

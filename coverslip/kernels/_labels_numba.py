@@ -1,0 +1,197 @@
+"""Label kernels on the CPU. Loops over pixels; compiled once, cached, without the GIL."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int32]
+
+
+def seeded_watershed(height: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
+    """See `coverslip.kernels.labels.seeded_watershed`."""
+    return _flood(
+        np.ascontiguousarray(height, np.float32),
+        np.ascontiguousarray(seeds, np.int32),
+        np.ascontiguousarray(mask, np.bool_),
+    )
+
+
+def label_outlines(
+    labels: Labels,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """See `coverslip.kernels.labels.label_outlines`."""
+    labels = np.ascontiguousarray(labels, np.int32)
+    return _outlines(labels, int(labels.max(initial=0)))
+
+
+def label_sums(labels: Labels, image: Floats) -> npt.NDArray[np.float64]:
+    """[largest label + 1, 11]: count, sums of x, y, xx, yy, xy and image, box x0, y0, x1, y1."""
+    return _sums(
+        np.ascontiguousarray(labels, np.int32),
+        np.ascontiguousarray(image, np.float32),
+        int(labels.max(initial=0)),
+    )
+
+
+@njit(nogil=True, cache=True)
+def _push(
+    keys: Floats, ages: npt.NDArray[np.int64], places: npt.NDArray[np.int64], size: int,
+    key: float, age: int, place: int,
+) -> None:  # fmt: skip
+    """Add to a binary heap ordered by (key, age)."""
+    i = size
+    while i > 0:
+        parent = (i - 1) >> 1
+        if keys[parent] < key or (keys[parent] == key and ages[parent] < age):
+            break
+        keys[i], ages[i], places[i] = keys[parent], ages[parent], places[parent]
+        i = parent
+    keys[i], ages[i], places[i] = key, age, place
+
+
+@njit(nogil=True, cache=True)
+def _pop(
+    keys: Floats, ages: npt.NDArray[np.int64], places: npt.NDArray[np.int64], size: int
+) -> None:
+    """Remove the heap's first entry; `size` counts it still."""
+    last = size - 1
+    key, age, place = keys[last], ages[last], places[last]
+    i = 0
+    while True:
+        child = 2 * i + 1
+        if child >= last:
+            break
+        other = child + 1
+        if other < last and (
+            keys[other] < keys[child] or (keys[other] == keys[child] and ages[other] < ages[child])
+        ):
+            child = other
+        if key < keys[child] or (key == keys[child] and age < ages[child]):
+            break
+        keys[i], ages[i], places[i] = keys[child], ages[child], places[child]
+        i = child
+    keys[i], ages[i], places[i] = key, age, place
+
+
+@njit(nogil=True, cache=True)
+def _flood(height: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
+    rows, columns = height.shape
+    out = np.zeros((rows, columns), np.int32)
+    most = np.count_nonzero(mask) + 1
+    keys = np.empty(most, np.float32)
+    ages = np.empty(most, np.int64)
+    places = np.empty(most, np.int64)
+    size, age = 0, 0
+    for v in range(rows):
+        for u in range(columns):
+            if seeds[v, u] > 0 and mask[v, u]:
+                out[v, u] = seeds[v, u]
+                _push(keys, ages, places, size, height[v, u], age, v * columns + u)
+                size += 1
+                age += 1
+    while size > 0:
+        place = places[0]
+        level = keys[0]
+        _pop(keys, ages, places, size)
+        size -= 1
+        v, u = place // columns, place % columns
+        for k in range(4):
+            y = v + (1 if k == 3 else (-1 if k == 0 else 0))
+            x = u + (1 if k == 2 else (-1 if k == 1 else 0))
+            if 0 <= y < rows and 0 <= x < columns and mask[y, x] and out[y, x] == 0:
+                out[y, x] = out[v, u]
+                _push(keys, ages, places, size, max(height[y, x], level), age, y * columns + x)
+                size += 1
+                age += 1
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _is(labels: Labels, v: int, u: int, label: int) -> bool:
+    return 0 <= v < labels.shape[0] and 0 <= u < labels.shape[1] and labels[v, u] == label
+
+
+@njit(nogil=True, cache=True)
+def _outlines(
+    labels: Labels, largest: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    rows, columns = labels.shape
+    first = np.full(largest + 1, -1, np.int64)
+    edges = 0
+    for v in range(rows):
+        for u in range(columns):
+            label = labels[v, u]
+            if label > 0:
+                if first[label] < 0:
+                    first[label] = v * columns + u
+                edges += (
+                    (not _is(labels, v - 1, u, label)) + (not _is(labels, v + 1, u, label))
+                    + (not _is(labels, v, u - 1, label)) + (not _is(labels, v, u + 1, label))
+                )  # fmt: skip
+    count = np.count_nonzero(first >= 0)
+    names = np.empty(count, np.int32)
+    offset = np.zeros(count + 1, np.int64)
+    vertex = np.empty((edges, 2), np.float64)
+    filled, number = 0, 0
+    for label in range(1, largest + 1):
+        if first[label] < 0:
+            continue
+        filled = _trace(labels, label, first[label] // columns, first[label] % columns, vertex, filled)
+        names[number] = label
+        number += 1
+        offset[number] = filled
+    return names, offset, vertex[:filled].copy()
+
+
+@njit(nogil=True, cache=True)
+def _trace(
+    labels: Labels, label: int, v0: int, u0: int, vertex: npt.NDArray[np.float64], filled: int
+) -> int:
+    """Walk the outer edges clockwise, the label on the right, from the top edge of (v0, u0).
+
+    side 0: top edge, walking right; 1: right edge, down; 2: bottom, left; 3: left edge, up.
+    """
+    v, u, side = v0, u0, 0
+    while True:
+        vertex[filled, 0] = u + (0.5 if side == 0 or side == 2 else (1.0 if side == 1 else 0.0))
+        vertex[filled, 1] = v + (0.5 if side == 1 or side == 3 else (1.0 if side == 2 else 0.0))
+        filled += 1
+        ahead_v = v + (1 if side == 1 else (-1 if side == 3 else 0))
+        ahead_u = u + (1 if side == 0 else (-1 if side == 2 else 0))
+        left_v = ahead_v + (1 if side == 2 else (-1 if side == 0 else 0))
+        left_u = ahead_u + (1 if side == 1 else (-1 if side == 3 else 0))
+        if not _is(labels, ahead_v, ahead_u, label):
+            side = (side + 1) % 4  # the corner is convex: turn right around this pixel
+        elif _is(labels, left_v, left_u, label):
+            v, u, side = left_v, left_u, (side + 3) % 4  # concave: turn left
+        else:
+            v, u = ahead_v, ahead_u
+        if v == v0 and u == u0 and side == 0:
+            return filled
+
+
+@njit(nogil=True, cache=True)
+def _sums(labels: Labels, image: Floats, largest: int) -> npt.NDArray[np.float64]:
+    sums = np.zeros((largest + 1, 11), np.float64)
+    for v in range(labels.shape[0]):
+        for u in range(labels.shape[1]):
+            label = labels[v, u]
+            if label <= 0:
+                continue
+            row = sums[label]
+            if row[0] == 0:
+                row[7], row[8] = u, v
+            row[0] += 1
+            row[1] += u
+            row[2] += v
+            row[3] += u * u
+            row[4] += v * v
+            row[5] += u * v
+            row[6] += image[v, u]
+            row[7] = min(row[7], u)
+            row[9] = max(row[9], u)
+            row[10] = v
+    return sums
