@@ -63,7 +63,7 @@ _home = {
 }
 """Public name -> the module it lives in."""
 
-__all__ = ["__version__", *sorted(_home)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_home)]
 
 
 def __getattr__(name: str) -> object:

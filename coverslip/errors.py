@@ -153,4 +153,7 @@ class UnknownName(CoverslipError):
 
 def printable(text: str) -> str:
     """`text` on one line: control characters and broken encodings written as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )

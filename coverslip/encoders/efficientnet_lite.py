@@ -19,7 +19,12 @@ OUTER = {
     "_bn1": "bn2",
     "_fc": "classifier",
 }
-WITHOUT_EXPANSION = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+WITHOUT_EXPANSION = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
 WITH_EXPANSION = {
     "_expand_conv": "conv_pw",
     "_bn0": "bn1",

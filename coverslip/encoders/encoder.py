@@ -55,7 +55,9 @@ class Encoder:
         side = self.spec.input_px
         dim = self.encode(np.zeros((1, side, side, 3), np.uint8)).shape[1]
         if self.spec.dim and dim != self.spec.dim:
-            raise MissingWeights(f"{self.name}: gives {dim} numbers a tile, its recipe says {self.spec.dim}")
+            raise MissingWeights(
+                f"{self.name}: gives {dim} numbers a tile, its recipe says {self.spec.dim}"
+            )
         return int(dim)
 
     def encode(self, tiles: Tiles) -> Embeddings:
@@ -101,7 +103,7 @@ class Encoder:
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
         import torch
 
-        x = (self._resized(pixels) - self._mean) / self._std           # (b, 3, px, px)
+        x = (self._resized(pixels) - self._mean) / self._std  # (b, 3, px, px)
         if self._half is None:
             return self._pooled(x)
         with torch.autocast("cuda", dtype=self._half):
@@ -128,9 +130,9 @@ class Encoder:
         network: Any = self._network
         if self.spec.pooling == "pooled":
             return network(x)  # type: ignore[no-any-return]
-        tokens = network.forward_features(x)                            # (b, prefix + n, d)
+        tokens = network.forward_features(x)  # (b, prefix + n, d)
         prefix = network.num_prefix_tokens
-        cls, patches = tokens[:, 0], tokens[:, prefix:].mean(dim=1)     # (b, d), (b, d)
+        cls, patches = tokens[:, 0], tokens[:, prefix:].mean(dim=1)  # (b, d), (b, d)
         if self.spec.pooling == "cls":
             return cls  # type: ignore[no-any-return]
         return patches if self.spec.pooling == "mean" else torch.cat([cls, patches], dim=1)
@@ -213,7 +215,9 @@ def _with_weights(spec: EncoderSpec, path: Path, packaged: bool) -> torch.nn.Mod
         try:
             state = getattr(import_module(module), function)(state)
         except KeyError as error:
-            raise MissingWeights(f"{path}: not {spec.name}'s weights; unknown tensor {error}") from None
+            raise MissingWeights(
+                f"{path}: not {spec.name}'s weights; unknown tensor {error}"
+            ) from None
     load_strictly(network, state, path)
     return network
 

@@ -39,7 +39,11 @@ def read_weights(path: Path) -> dict[str, Any]:
         if inner is None:
             break
         content = inner
-    tensors = {k: v for k, v in content.items() if isinstance(v, torch.Tensor)} if isinstance(content, Mapping) else {}
+    tensors = (
+        {k: v for k, v in content.items() if isinstance(v, torch.Tensor)}
+        if isinstance(content, Mapping)
+        else {}
+    )
     if not tensors:
         raise MissingWeights(f"{path}: holds no tensors by name")
     return tensors
@@ -67,16 +71,22 @@ def load_strictly(model: Any, state: dict[str, Any], path: Path) -> None:
     state = without_prefix(state, set(own))
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(
-        k for k in state.keys() - own.keys() if not k.startswith(("classifier", "head.", "fc.", "mask_token"))
+        k
+        for k in state.keys() - own.keys()
+        if not k.startswith(("classifier", "head.", "fc.", "mask_token"))
     )
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if missing or unexpected or wrong:
         problems = [
             f"first missing: {missing[0]} ({len(missing)} in all)" if missing else "",
             f"first unexpected: {unexpected[0]} ({len(unexpected)} in all)" if unexpected else "",
-            f"{wrong[0]} is {tuple(state[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}" if wrong else "",
+            f"{wrong[0]} is {tuple(state[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
+            if wrong
+            else "",
         ]
-        raise MissingWeights(f"{path}: not this network's weights; " + "; ".join(filter(None, problems)))
+        raise MissingWeights(
+            f"{path}: not this network's weights; " + "; ".join(filter(None, problems))
+        )
     model.load_state_dict({k: state[k] for k in own})
 
 

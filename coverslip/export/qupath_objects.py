@@ -24,21 +24,16 @@ NAMESPACE = UUID("6f1c7f4e-52b5-5f0c-9a3e-0d5f5a1f7c11")
 
 MEASUREMENT_NAMES: Mapping[str, str] = {
     "probability": "Detection probability",
-    "class_probability": "Class probability",
     "area_um2": "Nucleus: Area µm^2",
     "perimeter_um": "Nucleus: Length µm",
     "circularity": "Nucleus: Circularity",
     "solidity": "Nucleus: Solidity",
-    "eccentricity": "Nucleus: Eccentricity",
-    "max_diameter_um": "Nucleus: Max diameter µm",
-    "min_diameter_um": "Nucleus: Min diameter µm",
-    "major_axis_um": "Nucleus: Max diameter µm",
-    "minor_axis_um": "Nucleus: Min diameter µm",
+    # of the ellipse with the same moments; QuPath's diameters are those of the convex hull
+    "major_axis_um": "Nucleus: Major axis µm",
+    "minor_axis_um": "Nucleus: Minor axis µm",
     "hematoxylin_mean": "Hematoxylin: Nucleus: Mean",
-    "hematoxylin_std": "Hematoxylin: Nucleus: Std.Dev.",
-    "eosin_mean": "Eosin: Nucleus: Mean",
 }
-"""A column of the store -> the name under which QuPath's own commands know that measurement."""
+"""A column of the store -> the measurement's name in QuPath, its own commands' where they match."""
 
 PALETTE: Mapping[str, Color] = {
     # QuPath's own defaults, so that an import does not recolour what a user already has

@@ -30,9 +30,9 @@ class Nuclei:
     polygon_offset   int64 [M + 1]; polygon float32 [V, 2]: outline i is
                      polygon[polygon_offset[i] : polygon_offset[i + 1]], not closed, valid
     class_id         uint8 [M], index into the head's classes
-    area_um2, perimeter_um, major_um, minor_um   float32 [M]
+    area_um2, perimeter_um, major_axis_um, minor_axis_um   float32 [M]
     circularity, solidity                        float32 [M], 0 to 1
-    intensity        float32 [M] mean of the head's intensity (haematoxylin)
+    hematoxylin_mean                             float32 [M]
     """
 
     centroid: npt.NDArray[np.float64]
@@ -41,11 +41,11 @@ class Nuclei:
     class_id: npt.NDArray[np.uint8]
     area_um2: npt.NDArray[np.float32]
     perimeter_um: npt.NDArray[np.float32]
-    major_um: npt.NDArray[np.float32]
-    minor_um: npt.NDArray[np.float32]
+    major_axis_um: npt.NDArray[np.float32]
+    minor_axis_um: npt.NDArray[np.float32]
     circularity: npt.NDArray[np.float32]
     solidity: npt.NDArray[np.float32]
-    intensity: npt.NDArray[np.float32]
+    hematoxylin_mean: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.centroid)
@@ -184,11 +184,11 @@ def _measured(
         class_id=np.zeros(len(area), np.uint8),
         area_um2=column(area * mpp**2),
         perimeter_um=column(perimeter * mpp),
-        major_um=column(axes[:, 0] * mpp),
-        minor_um=column(axes[:, 1] * mpp),
+        major_axis_um=column(axes[:, 0] * mpp),
+        minor_axis_um=column(axes[:, 1] * mpp),
         circularity=column(np.minimum(4 * np.pi * outlined / perimeter**2, 1)),
         solidity=column(outlined / hull),
-        intensity=column(measures.mean[owned]),
+        hematoxylin_mean=column(measures.mean[owned]),
     )
 
 

@@ -139,7 +139,9 @@ def _outlines(
     for label in range(1, largest + 1):
         if first[label] < 0:
             continue
-        filled = _trace(labels, label, first[label] // columns, first[label] % columns, vertex, filled)
+        filled = _trace(
+            labels, label, first[label] // columns, first[label] % columns, vertex, filled
+        )
         names[number] = label
         number += 1
         offset[number] = filled

@@ -13,9 +13,7 @@ from coverslip.kernels.backend import Backend, implementation
 Labels = npt.NDArray[np.int32]
 
 
-def seeded_watershed(
-    height: Any, seeds: Any, mask: Any, *, backend: Backend | None = None
-) -> Any:
+def seeded_watershed(height: Any, seeds: Any, mask: Any, *, backend: Backend | None = None) -> Any:
     """Flood `height` from `seeds` within `mask`, lowest first (Meyer 1991; 4-connected).
 
     height    (H, W) float32
@@ -73,9 +71,7 @@ class LabelMeasures:
     axes: npt.NDArray[np.float64]
 
 
-def label_measures(
-    labels: Labels, image: Any, *, backend: Backend | None = None
-) -> LabelMeasures:
+def label_measures(labels: Labels, image: Any, *, backend: Backend | None = None) -> LabelMeasures:
     """Area, centroid, box, mean intensity and axes of every label, in one pass.
 
     image   (H, W) float32

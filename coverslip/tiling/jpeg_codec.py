@@ -51,7 +51,11 @@ class JpegChunks(ArrayBytesCodec):
         from simplejpeg import encode_jpeg
 
         array = chunk.as_numpy_array()
-        image = array.transpose(1, 2, 0) if channel_first(spec.shape) else array.reshape(spec.shape[-3:])
+        image = (
+            array.transpose(1, 2, 0)
+            if channel_first(spec.shape)
+            else array.reshape(spec.shape[-3:])
+        )
         stream = encode_jpeg(
             np.ascontiguousarray(image), quality=self.quality, colorsubsampling="444"
         )

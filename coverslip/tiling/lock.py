@@ -68,11 +68,7 @@ def _remove_if_dead(path: Path, stale_s: float) -> None:
         return
     here = holder.get("host") == socket.gethostname()
     pid = holder.get("pid")
-    gone = (
-        here
-        and isinstance(pid, int)
-        and _process_started(pid) != holder.get("process_started")
-    )
+    gone = here and isinstance(pid, int) and _process_started(pid) != holder.get("process_started")
     if not gone and age < stale_s:
         raise StoreBusy(
             path,

@@ -46,9 +46,7 @@ def read_window(
     return out
 
 
-def read_region(
-    slide: Slide, box: Box, mpp: float, *, on_bad_tile: OnBadTile = "raise"
-) -> RGB:
+def read_region(slide: Slide, box: Box, mpp: float, *, on_bad_tile: OnBadTile = "raise") -> RGB:
     """The box (level-0 px) at exactly `mpp` microns per pixel.
 
     Returns (h, w, 3) with w = box.w · slide mpp / `mpp`, rounded, at least 1. Raises MissingMpp,

@@ -67,6 +67,15 @@ class WindowBatch:
     bad: tuple[UnreadableTile, ...]
     damaged: npt.NDArray[np.bool_]
 
+    def since(self, first: int) -> WindowBatch:
+        """The part of the batch from window `first` on."""
+        if self.index[0] >= first:
+            return self
+        kept = self.index >= first
+        return WindowBatch(
+            self.request, self.index[kept], self.pixels[kept], self.bad, self.damaged[kept]
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TileBatch:
@@ -176,9 +185,7 @@ class _Schedule:
     drop: list[npt.NDArray[np.int64]]  # per batch: tiles used for the last time
 
     @classmethod
-    def of(
-        cls, plane: TilePlane, requests: Sequence[Windows], sizes: Sequence[int]
-    ) -> _Schedule:
+    def of(cls, plane: TilePlane, requests: Sequence[Windows], sizes: Sequence[int]) -> _Schedule:
         spans = [plane.spans(request) for request in requests]
         batches = _batches(spans, sizes)
         count = plane.columns * plane.rows
@@ -323,9 +330,7 @@ def _wait(futures: Sequence[Future[None]]) -> None:
             raise error
 
 
-def _read_ahead(
-    start: Callable[[], Iterator[WindowBatch]], ahead: int
-) -> Iterator[WindowBatch]:
+def _read_ahead(start: Callable[[], Iterator[WindowBatch]], ahead: int) -> Iterator[WindowBatch]:
     """Run an iterator in a thread of its own, at most `ahead` items before the consumer."""
     ready: queue.Queue[WindowBatch | BaseException | None] = queue.Queue(maxsize=ahead)
     stopped = threading.Event()

@@ -124,7 +124,13 @@ def _pen(image: RGB, density: npt.NDArray[np.float32], mpp: float) -> Mask:
     # haematoxylin and eosin always absorb more green than red or blue light
     green_ink = (d_red > 1.05 * d_green) & (d_blue > 0.72 * d_green) & (d_red > 0.3)
     blue_ink = (d_red > d_green * 1.35 + 0.06) & (d_blue < d_green) & (blue > 80)
-    red_ink = (d_red < 0.30) & (d_green > 0.75) & (d_blue > 0.75) & (abs(d_green - d_blue) < 0.5) & (red > 130)
+    red_ink = (
+        (d_red < 0.30)
+        & (d_green > 0.75)
+        & (d_blue > 0.75)
+        & (abs(d_green - d_blue) < 0.5)
+        & (red > 130)
+    )
     chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     black_ink = (np.maximum(np.maximum(red, green), blue) < 70) & (chroma < 26)
     ink = green_ink | blue_ink | red_ink | black_ink

@@ -50,7 +50,9 @@ class OmeZarrSlide(Slide):
             self._read(group, multiscales[0])
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise BrokenSlide(path, f"its OME-NGFF metadata are damaged ({error!r})") from None
-        self.properties = {"ome-ngff.version": str(ome.get("version", multiscales[0].get("version")))}
+        self.properties = {
+            "ome-ngff.version": str(ome.get("version", multiscales[0].get("version")))
+        }
         self.bounds = Box(0, 0, *self.levels[0].size)
 
     def _read(self, group: Any, multiscale: Any) -> None:

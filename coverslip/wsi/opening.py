@@ -33,11 +33,13 @@ READERS = {
     "openslide": "coverslip.wsi.openslide_reader",
     "image": "coverslip.wsi.image",
 }
-"""Reader name -> module with `can_read(path) -> bool` and `open(path) -> Slide`, in the order asked."""
+"""Reader -> module with `can_read(path) -> bool` and `open(path) -> Slide`, in the order asked."""
 
 SUFFIXES = frozenset(
-    ".svs .tif .tiff .btf .ndpi .mrxs .vms .vmu .scn .bif .svslide .czi .dcm .qptiff .zarr "
-    ".png .jpg .jpeg .bmp .jp2".split()
+    {
+        *(".svs", ".tif", ".tiff", ".btf", ".ndpi", ".mrxs", ".vms", ".vmu", ".scn", ".bif"),
+        *(".svslide", ".czi", ".dcm", ".qptiff", ".zarr", ".png", ".jpg", ".jpeg", ".bmp", ".jp2"),
+    }
 )
 """What counts as a slide when a folder is listed."""
 
@@ -117,7 +119,9 @@ def _check_file(path: str) -> None:
     """Raises UnsupportedSlide or BrokenSlide for what cannot even be looked into."""
     try:
         if os.path.isdir(path):
-            if not any(os.path.exists(os.path.join(path, n)) for n in ("zarr.json", ".zgroup", ".zattrs")):
+            if not any(
+                os.path.exists(os.path.join(path, n)) for n in ("zarr.json", ".zgroup", ".zattrs")
+            ):
                 raise UnsupportedSlide(path, "is a folder, not a slide", "name the slides in it")
             return
         with open(path, "rb") as file:
@@ -175,7 +179,7 @@ def read_mpp_table(path: str | PathLike[str]) -> dict[str, tuple[float, float]]:
                     table[row["slide"].strip()] = (float(x), float(y))
                 except (KeyError, ValueError, AttributeError):
                     raise InvalidConfig(
-                        f"{fspath(path)}, line {rows.line_num}: wants columns slide,mpp with a number"
+                        f"{fspath(path)}, line {rows.line_num}: wants columns slide,mpp (a number)"
                     ) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidConfig(f"{fspath(path)}: cannot be read: {error}") from None
@@ -220,10 +224,14 @@ def _listed(folder: Path, recursive: bool) -> Iterator[Path]:
             continue
         if _is_slide(entry):
             yield entry
-        elif recursive and entry.is_dir() and not entry.is_symlink():
-            # the folder beside an .mrxs holds its pixels, not slides
-            if not entry.with_suffix(".mrxs").exists():
-                yield from _listed(entry, recursive)
+        # the folder beside an .mrxs holds its pixels, not slides
+        elif (
+            recursive
+            and entry.is_dir()
+            and not entry.is_symlink()
+            and not entry.with_suffix(".mrxs").exists()
+        ):
+            yield from _listed(entry, recursive)
 
 
 def _is_slide(path: Path) -> bool:

@@ -131,7 +131,9 @@ class OpenSlideSlide(Slide):
 def _bounds(properties: dict[str, str], size: tuple[int, int]) -> Box:
     """`openslide.bounds-*`, or the whole slide where they are absent or mean nothing."""
     try:
-        x, y, w, h = (int(properties[f"openslide.bounds-{k}"]) for k in ("x", "y", "width", "height"))
+        x, y, w, h = (
+            int(properties[f"openslide.bounds-{k}"]) for k in ("x", "y", "width", "height")
+        )
         box = Box(x, y, w, h).intersection(Box(0, 0, *size))
     except (KeyError, ValueError):
         return Box(0, 0, *size)

@@ -85,7 +85,10 @@ def _vendor_key(properties: Mapping[str, str]) -> PixelSize | None:
         if value is not None:
             return PixelSize(value, value, "aperio.MPP")
     if "philips.DICOM_PIXEL_SPACING" in properties:  # mm, row spacing (y) first
-        spacing = [_number(part) for part in re.findall(r"[\d.eE+-]+", properties["philips.DICOM_PIXEL_SPACING"])]
+        spacing = [
+            _number(part)
+            for part in re.findall(r"[\d.eE+-]+", properties["philips.DICOM_PIXEL_SPACING"])
+        ]
         if len(spacing) == 2 and spacing[0] is not None and spacing[1] is not None:
             return PixelSize(spacing[1] * 1e3, spacing[0] * 1e3, "philips.DICOM_PIXEL_SPACING")
     x, y = properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")
@@ -109,7 +112,10 @@ def _ome_xml(properties: Mapping[str, str]) -> PixelSize | None:
         return None
     for element in root.iter():
         if element.tag.rpartition("}")[2] == "Pixels":
-            x, y = _number(element.get("PhysicalSizeX", "")), _number(element.get("PhysicalSizeY", ""))
+            x, y = (
+                _number(element.get("PhysicalSizeX", "")),
+                _number(element.get("PhysicalSizeY", "")),
+            )
             unit_x = UNITS.get(element.get("PhysicalSizeXUnit", "µm"))
             unit_y = UNITS.get(element.get("PhysicalSizeYUnit", "µm"))
             if x is None or y is None or unit_x is None or unit_y is None:

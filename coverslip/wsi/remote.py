@@ -37,13 +37,19 @@ class RemoteSlide(Slide):
         try:
             self._file: Any = fsspec.open(url, "rb").open()
         except ImportError as error:
-            package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(url.split("://")[0], str(error))
+            package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}.get(
+                url.split("://")[0], str(error)
+            )
             raise MissingPackage(url, package, "cloud") from error
         except Exception as error:  # each file system has exceptions of its own
-            raise UnsupportedSlide(url, f"cannot be opened: {error}", "check the address") from error
+            raise UnsupportedSlide(
+                url, f"cannot be opened: {error}", "check the address"
+            ) from error
         try:
             self._slide: Any = TiffSlide(self._file)
-            self.properties = {k: str(v) for k, v in self._slide.properties.items() if v is not None}
+            self.properties = {
+                k: str(v) for k, v in self._slide.properties.items() if v is not None
+            }
             downsamples = self._slide.level_downsamples
             self.levels = tuple(
                 Level((int(w), int(h)), (float(d), float(d)), (TILE, TILE))

@@ -79,7 +79,9 @@ class TiffSlide(Slide):
                 self.icc_profile = _icc_profile(pages[0])
                 self._pages = _associated(self.vendor, pages, pyramid)
                 self.associated = tuple(self._pages)
-                built = [self._level(page, number, pyramid[0]) for number, page in enumerate(pyramid)]
+                built = [
+                    self._level(page, number, pyramid[0]) for number, page in enumerate(pyramid)
+                ]
         except (UnsupportedSlide, BrokenSlide):
             self.close()
             raise
@@ -237,7 +239,7 @@ def _pyramid(vendor: str, pages: Sequence[Any]) -> list[Any]:
     below = list(base.pages) if vendor == "ome" and base.subifds else list(pages[1:])
     levels = [base]
     for page in below:
-        tiled = page.is_tiled or not base.is_tiled and page.subfiletype & 1
+        tiled = page.is_tiled or (not base.is_tiled and page.subfiletype & 1)
         if tiled and _is_reduction(page, levels[-1], base):
             levels.append(page)
     return levels
@@ -271,9 +273,9 @@ def _associated(vendor: str, pages: Sequence[Any], pyramid: Sequence[Any]) -> Ma
             name = {"Label": "label", "Overview": "macro", "Thumbnail": "thumbnail"}.get(
                 _qptiff_type(page), ""
             )
-        elif "label" in words or vendor == "aperio" and page.subfiletype == 1:
+        elif "label" in words or (vendor == "aperio" and page.subfiletype == 1):
             name = "label"
-        elif "macro" in words or vendor == "aperio" and page.subfiletype == 9:
+        elif "macro" in words or (vendor == "aperio" and page.subfiletype == 9):
             name = "macro"
         else:
             name = "thumbnail"
@@ -282,9 +284,7 @@ def _associated(vendor: str, pages: Sequence[Any], pyramid: Sequence[Any]) -> Ma
     return found
 
 
-def _downsample(
-    size: tuple[int, int], base: tuple[int, int], vendor: str
-) -> tuple[float, float]:
+def _downsample(size: tuple[int, int], base: tuple[int, int], vendor: str) -> tuple[float, float]:
     """(x, y) level-0 px per px: the whole number both sides agree on, else the sides' own ratios.
 
     20,014 x 15,177 px over 5,003 x 3,794 is a level of 4, its last pixels cut off, not 4.0003.

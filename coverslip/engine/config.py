@@ -1,0 +1,141 @@
+"""What a run is asked to do. A TOML file holds the same names as the command line's flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from coverslip.errors import InvalidConfig
+
+OnBadTile = Literal["fail", "blank"]
+Pixels = Literal["none", "jpeg", "lossless"]
+EXPORTS = ("geojson", "h5", "clam", "stamp", "parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """Everything that decides what a run produces, and how it is carried out.
+
+    What it produces
+        mpp                microns per pixel of the tiles
+        tile, overlap      tile side and how much neighbours share, in px at `mpp`
+        min_tissue         share of a tile that must be tissue for it to be kept, 0 to 1
+        tissue             False tiles the whole slide
+        region             QuPath GeoJSON whose polygons limit what is processed
+        region_class       only the region's objects of this class
+        encoder            encoders by name; empty for none
+        weights            a local checkpoint for the (only) encoder
+        nuclei             nucleus model by name; empty for none
+        pixels             keep the tiles' pixels in the store: none, jpeg or lossless
+        image              keep the whole slide as an OME-NGFF 0.5 pyramid in the store
+        export             outward formats to write when a slide is done
+        icc                apply the embedded ICC profile (recorded in the store)
+        on_bad_tile        a native tile that cannot be decoded: fail the slide, or blank it
+
+    Pixel size
+        assume_mpp         for slides that record none
+        mpp_table          CSV with columns slide,mpp; overrides what the files say
+        trust_objective    take 10/power µm where a slide records nothing but its objective
+
+    How
+        device             "auto", "cpu", "cuda", "cuda:1"
+        batch              tiles per encoder batch
+        threads            decode threads; 0 takes what the machine grants
+        read_timeout       seconds after which a read is killed
+        cross_check        compare one tile with a second reader when a slide is opened
+    """
+
+    mpp: float = 0.5
+    tile: int = 256
+    overlap: int = 0
+    min_tissue: float = 0.25
+    tissue: bool = True
+    region: str = ""
+    region_class: str = ""
+    encoder: tuple[str, ...] = ("efficientnet-lite0",)
+    weights: str = ""
+    nuclei: str = ""
+    pixels: Pixels = "none"
+    image: bool = False
+    export: tuple[str, ...] = ()
+    icc: bool = False
+    on_bad_tile: OnBadTile = "fail"
+    assume_mpp: float | None = None
+    mpp_table: str = ""
+    trust_objective: bool = False
+    device: str = "auto"
+    batch: int = 64
+    threads: int = 0
+    read_timeout: float = 60.0
+    cross_check: bool = True
+
+    def __post_init__(self) -> None:
+        _require(math.isfinite(self.mpp) and self.mpp > 0, f"mpp must be above 0, got {self.mpp}")
+        _require(8 <= self.tile <= 8192, f"tile must be 8 to 8192 px, got {self.tile}")
+        _require(
+            0 <= self.overlap < self.tile,
+            f"overlap must be 0 to {self.tile - 1} px, got {self.overlap}",
+        )
+        _require(0 <= self.min_tissue <= 1, f"min-tissue must be 0 to 1, got {self.min_tissue}")
+        _require(1 <= self.batch <= 4096, f"batch must be 1 to 4096, got {self.batch}")
+        _require(self.threads >= 0, f"threads must not be negative, got {self.threads}")
+        _require(self.read_timeout > 0, f"read-timeout must be above 0, got {self.read_timeout}")
+        if self.assume_mpp is not None:
+            _require(
+                math.isfinite(self.assume_mpp) and 0.02 <= self.assume_mpp <= 50,
+                f"assume-mpp must be 0.02 to 50 µm, got {self.assume_mpp}",
+            )
+        for name in ("on_bad_tile", "pixels"):
+            allowed = get_args(get_type_hints(RunConfig)[name])
+            value = getattr(self, name)
+            flag = name.replace("_", "-")
+            _require(value in allowed, f"{flag} must be {' or '.join(allowed)}, got {value!r}")
+        for format in self.export:
+            _require(format in EXPORTS, f"export knows {', '.join(EXPORTS)}; got {format!r}")
+        _require(not self.weights or len(self.encoder) == 1, "weights go with exactly one encoder")
+
+    @classmethod
+    def from_toml(cls, path: str | PathLike[str], **overrides: Any) -> RunConfig:
+        """The file's settings, with `overrides` (what the command line named) on top.
+
+        Raises InvalidConfig for a missing or malformed file, an unknown name or a wrong type.
+        """
+        try:
+            settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InvalidConfig(f"{path}: {error}") from None
+        try:
+            return cls(**{**_checked(settings), **overrides})
+        except InvalidConfig as error:
+            raise InvalidConfig(f"{path}: {error}") from None
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    checked = {}
+    for key, value in settings.items():
+        name = key.replace("-", "_")
+        if name not in fields:
+            raise InvalidConfig(f"no setting named {key!r}; known: {', '.join(sorted(fields))}")
+        default = fields[name].default
+        if isinstance(default, tuple):
+            value = (value,) if isinstance(value, str) else tuple(value)
+        elif isinstance(default, float) or name == "assume_mpp":
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidConfig(f"{key} must be a number, got {value!r}")
+            value = float(value)
+        elif type(value) is not type(default):
+            raise InvalidConfig(f"{key} must be {type(default).__name__}, got {value!r}")
+        checked[name] = value
+    return checked
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise InvalidConfig(problem)

@@ -1,0 +1,228 @@
+"""The outward formats of one slide, written from its store, each whole or absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from coverslip.engine.clock import Clock
+from coverslip.engine.result import SlideResult
+from coverslip.export.geojson import (
+    MEASUREMENT_NAMES,
+    PolygonColumns,
+    box_columns,
+    tissue_objects,
+    write_geojson,
+)
+from coverslip.export.hdf5 import (
+    TileTable,
+    trident_folder,
+    write_clam_coords,
+    write_clam_features,
+    write_clam_tensor,
+    write_stamp,
+    write_trident_coords,
+    write_trident_features,
+)
+from coverslip.export.parquet import write_nuclei_parquet, write_tiles_parquet
+from coverslip.tiling.grid import TileGrid
+from coverslip.tiling.store import SlideStore
+from coverslip.tiling.tissue import Tissue
+from coverslip.wsi.slide import Box
+
+if TYPE_CHECKING:
+    from coverslip.engine.process import RunContext
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlide:
+    """A slide's complete results, as exporters want them."""
+
+    store: SlideStore
+    slide_id: str
+    folder: Path
+
+    @property
+    def bounds(self) -> Box:
+        return Box(*self.store.slide["bounds"])
+
+    def grids(self) -> list[str]:
+        """Names of the grids the store holds."""
+        return [name.removeprefix("tiles/") for name in self.store.stages("tiles/")]
+
+    def tile_table(self, grid: str) -> TileTable:
+        tiles = TileGrid.from_store(self.store.group(f"tiles/{grid}"))
+        return TileTable(
+            self.slide_id,
+            tiles.boxes,
+            tiles.tile,
+            tiles.overlap,
+            tiles.mpp,
+            tiles.slide_mpp[0],
+            tiles.slide_size,
+        )
+
+    def features(self, grid: str) -> dict[str, Any]:
+        """Encoder name -> its features on `grid`, a Zarr array [N, D]."""
+        stages = [s for s in self.store.stages("features/") if s.endswith(f"@{grid}")]
+        return {
+            stage.removeprefix("features/").rpartition("@")[0]: self.store.group(stage)["features"]
+            for stage in stages
+        }
+
+    def tile_columns(self, grid: str) -> dict[str, Any]:
+        """Tissue fraction and, where measured, quality of the tiles of `grid`."""
+        columns = {"tissue_fraction": self.store.group(f"tiles/{grid}")["tissue_fraction"][:]}
+        if f"quality/{grid}" in self.store.stages("quality/"):
+            quality = self.store.group(f"quality/{grid}")
+            columns |= {name: quality[name][:] for name in ("focus", "pen", "brightness")}
+        return columns
+
+
+def write_exports(
+    store: SlideStore, context: RunContext, clock: Clock, result: SlideResult
+) -> bool:
+    """Write every configured format that is absent or stale; True if anything was written."""
+    stored = StoredSlide(store, result.slide, context.output)
+    changed = False
+    for format in context.config.export:
+        stage, needs = f"export/{format}", _needs(store)
+        parameters = {"format": format}
+        if store.is_current(stage, parameters, needs=needs):
+            files = list(store.group(stage).attrs["files"])
+            if all((context.output / file).exists() for file in files):
+                result.files.extend(files)
+                continue
+        with clock(f"export {format}"), store.stage(stage, parameters, needs=needs) as writer:
+            paths = WRITERS[format](stored)
+            files = sorted(path.relative_to(context.output).as_posix() for path in paths)
+            writer.finish({"files": files})
+        result.files.extend(files)
+        changed = True
+    return changed
+
+
+def _needs(store: SlideStore) -> list[str]:
+    return [name for name in store.stages() if not name.startswith("export/")]
+
+
+def export_geojson(stored: StoredSlide) -> list[Path]:
+    """`geojson/<slide>.<what>.geojson.gz` for tissue, each tile grid and each nucleus model."""
+    store, folder = stored.store, stored.folder / "geojson"
+    tissue = Tissue.from_store(store.group("tissue"))
+    written = [
+        write_geojson(
+            folder / f"{stored.slide_id}.tissue.geojson.gz",
+            tissue_objects(tissue.polygons),
+            slide=stored.slide_id,
+            bounds=stored.bounds,
+        )
+    ]
+    for grid in stored.grids():
+        names = {"tissue_fraction": "Tissue fraction", "focus": "Focus", "pen": "Pen fraction",
+                 "brightness": "Brightness"}  # fmt: skip
+        measured = {names[k]: v for k, v in stored.tile_columns(grid).items()}
+        boxes = store.group(f"tiles/{grid}")["boxes"][:]
+        columns = box_columns(boxes, model=grid, measurements=measured)
+        path = folder / f"{stored.slide_id}.tiles_{grid}.geojson.gz"
+        written.append(write_geojson(path, columns, slide=stored.slide_id, bounds=stored.bounds))
+    for stage in store.stages("nuclei/"):
+        model = stage.removeprefix("nuclei/")
+        path = folder / f"{stored.slide_id}.nuclei_{model}.geojson.gz"
+        columns = _nucleus_columns(store.group(stage), model)
+        written.append(write_geojson(path, columns, slide=stored.slide_id, bounds=stored.bounds))
+    return [path for result in written for path in result.paths]
+
+
+def _nucleus_columns(group: Any, model: str) -> PolygonColumns:
+    arrays = dict(group.arrays())
+    return PolygonColumns(
+        model=model,
+        centroid=arrays["centroid"],
+        polygon_offset=arrays["polygon_offset"],
+        polygon=arrays["polygon"],
+        kind="detection",
+        classes=list(group.attrs["classes"]),
+        class_id=arrays["class_id"],
+        measurements={
+            MEASUREMENT_NAMES[name]: array
+            for name, array in sorted(arrays.items())
+            if name in MEASUREMENT_NAMES
+        },
+    )
+
+
+def export_trident(stored: StoredSlide) -> list[Path]:
+    """`h5/<20x_256px_0px_overlap>/{patches,features_<encoder>}/`, as TRIDENT lays a job out."""
+    paths = []
+    for grid in stored.grids():
+        tiles = stored.tile_table(grid)
+        folder = stored.folder / "h5" / trident_folder(tiles)
+        path = folder / "patches" / f"{stored.slide_id}_patches.h5"
+        write_trident_coords(path, tiles)
+        paths.append(path)
+        for encoder, features in stored.features(grid).items():
+            path = folder / f"features_{encoder}" / f"{stored.slide_id}.h5"
+            write_trident_features(path, tiles, features, encoder)
+            paths.append(path)
+    return paths
+
+
+def export_clam(stored: StoredSlide) -> list[Path]:
+    """`clam/<grid>/patches/` and `clam/<grid>/<encoder>/{h5_files,pt_files}/`."""
+    paths = []
+    for grid in stored.grids():
+        tiles, folder = stored.tile_table(grid), stored.folder / "clam" / grid
+        write_clam_coords(path := folder / "patches" / f"{stored.slide_id}.h5", tiles)
+        paths.append(path)
+        for encoder, features in stored.features(grid).items():
+            h5 = folder / encoder / "h5_files" / f"{stored.slide_id}.h5"
+            pt = folder / encoder / "pt_files" / f"{stored.slide_id}.pt"
+            write_clam_features(h5, tiles, features)
+            write_clam_tensor(pt, features[:])
+            paths += [h5, pt]
+    return paths
+
+
+def export_stamp(stored: StoredSlide) -> list[Path]:
+    """`stamp/<encoder>-<recipe hash>/<slide>.h5`."""
+    paths = []
+    for grid in stored.grids():
+        tiles = stored.tile_table(grid)
+        for encoder, features in stored.features(grid).items():
+            digest = stored.store.record(f"features/{encoder}@{grid}").hash[:8]
+            path = stored.folder / "stamp" / f"{encoder}-{digest}" / f"{stored.slide_id}.h5"
+            write_stamp(path, tiles, features, encoder, digest)
+            paths.append(path)
+    return paths
+
+
+def export_parquet(stored: StoredSlide) -> list[Path]:
+    """`parquet/<slide>.tiles_<grid>.parquet` and `parquet/<slide>.nuclei_<model>.parquet`."""
+    paths, folder = [], stored.folder / "parquet"
+    for grid in stored.grids():
+        boxes = np.asarray(stored.store.group(f"tiles/{grid}")["boxes"][:])
+        path = folder / f"{stored.slide_id}.tiles_{grid}.parquet"
+        write_tiles_parquet(path, boxes, stored.tile_columns(grid), stored.slide_id)
+        paths.append(path)
+    for stage in stored.store.stages("nuclei/"):
+        model = stage.removeprefix("nuclei/")
+        path = folder / f"{stored.slide_id}.nuclei_{model}.parquet"
+        columns = dict(stored.store.group(stage).arrays())
+        write_nuclei_parquet(path, columns, stored.slide_id, model)
+        paths.append(path)
+    return paths
+
+
+WRITERS: dict[str, Callable[[StoredSlide], list[Path]]] = {
+    "geojson": export_geojson,
+    "h5": export_trident,
+    "clam": export_clam,
+    "stamp": export_stamp,
+    "parquet": export_parquet,
+}
+"""Format, as `--export` names it -> what writes it; returns the files."""

@@ -1,0 +1,130 @@
+"""Nuclei from the same pass: overlapping windows, each owning what lies in its own box.
+
+Windows stand on the lattice anchored at the slide's corner, whatever the tile grid, so the nuclei
+of a slide do not depend on how it was tiled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coverslip.engine.clock import Clock
+from coverslip.engine.config import RunConfig
+from coverslip.engine.outputs import Output
+from coverslip.heads.instances import Nuclei, concatenate, nuclei_in_window, own_windows
+from coverslip.heads.registry import load_nucleus_head
+from coverslip.tiling.reading import read_window
+from coverslip.tiling.store import StageWriter
+from coverslip.tiling.stream import WindowBatch
+from coverslip.tiling.tissue import Tissue
+from coverslip.tiling.windows import Windows
+from coverslip.wsi.slide import Slide
+
+OWN_PX = 1024
+"""Side of the part of a window that owns its nuclei, in px at the head's resolution."""
+BLOCK = 16
+"""Windows per durable block."""
+SAMPLE_WINDOWS = 12
+"""Windows from which the slide's stain levels are estimated."""
+
+
+def nucleus_parameters(config: RunConfig) -> dict[str, Any]:
+    """What decides the nuclei, for the stage's hash."""
+    head = load_nucleus_head(config.nuclei)
+    return {
+        "model": config.nuclei,
+        "settings": head.parameters,
+        "windows": {"own_px": OWN_PX, "sample": SAMPLE_WINDOWS},
+        "on_bad_tile": config.on_bad_tile,
+    }
+
+
+class NucleusOutput(Output):
+    """Every nucleus of the tissue, found once and whole; segmentation overlaps with decoding."""
+
+    def __init__(
+        self,
+        slide: Slide,
+        tissue: Tissue,
+        writer: StageWriter,
+        model: str,
+        threads: int,
+        clock: Clock,
+    ) -> None:
+        self._writer, self._clock, self._tissue = writer, clock, tissue
+        head = load_nucleus_head(model)
+        self._scale = (head.mpp / slide.mpp[0], head.mpp / slide.mpp[1])
+        self._size = slide.size
+        halo = int(np.ceil(head.context_um / head.mpp))
+        origins, own = own_windows(slide.size, self._scale, OWN_PX, halo)
+        touched = tissue.fraction(_outward(own)) > 0
+        self._own = own[touched]
+        side = OWN_PX + 2 * halo
+        self.windows = Windows(origins[touched], (side, side), self._scale)
+        with clock("stain levels"):
+            self._head = head.fitted(self._sample(slide))
+        self.start = min(writer.done_blocks * BLOCK, len(self._own))
+        self._number = writer.done_blocks
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="nuclei")
+        self._pending: deque[Future[Nuclei]] = deque()
+        self._limit = 2 * threads
+        self._found: list[Nuclei] = []
+
+    def _sample(self, slide: Slide) -> npt.NDArray[np.uint8]:
+        """[S, 256, 256, 3] pixels from the middle of evenly spread windows."""
+        count = len(self._own)
+        chosen = np.unique(np.linspace(0, count - 1, min(SAMPLE_WINDOWS, count)).astype(np.int64))
+        half = (self.windows.size[0] - 256) / 2
+        corners = self.windows.origins[chosen] + np.array(self._scale) * half
+        patches = [
+            read_window(slide, (x, y), (256, 256), self._scale, on_bad_tile="blank")
+            for x, y in corners.tolist()
+        ]
+        return np.stack(patches) if patches else np.empty((0, 256, 256, 3), np.uint8)
+
+    def take(self, batch: WindowBatch) -> None:
+        for i, window in zip(batch.index.tolist(), batch.pixels, strict=True):
+            self._pending.append(self._pool.submit(self._segment, i, window))
+            while len(self._pending) >= self._limit:
+                self._collect()
+
+    def _segment(self, i: int, pixels: npt.NDArray[np.uint8]) -> Nuclei:
+        x, y = self.windows.origins[i]
+        nuclei = nuclei_in_window(
+            self._head, pixels, (float(x), float(y)), self._scale, self._own[i], self._size
+        )
+        return nuclei.where(self._tissue.contains(nuclei.centroid)) if len(nuclei) else nuclei
+
+    def _collect(self) -> None:
+        with self._clock("waiting for nuclei"):
+            self._found.append(self._pending.popleft().result())
+        if len(self._found) == BLOCK:
+            self._write_block()
+
+    def _write_block(self) -> None:
+        self._writer.append_block(self._number, concatenate(self._found).columns())
+        self._number += 1
+        self._found = []
+
+    def finish(self) -> None:
+        while self._pending:
+            self._collect()
+        if self._found or not self._number:
+            self._write_block()
+        self._writer.finish({"model": self._head.name, "classes": list(self._head.classes)})
+        self._pool.shutdown()
+
+    def abandon(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outward(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """[N, 4] x, y, w, h grown to whole level-0 pixels."""
+    corner = np.floor(boxes[:, :2])
+    far = np.ceil(boxes[:, :2] + boxes[:, 2:])
+    return np.concatenate([corner, far - corner], axis=1).astype(np.int64)

@@ -1,0 +1,161 @@
+"""One slide, from file to outputs: tissue, grid, one pass over the pixels, exports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coverslip.durable import replace_file
+from coverslip.engine.clock import Clock
+from coverslip.engine.config import RunConfig
+from coverslip.engine.exports import write_exports
+from coverslip.engine.journal import Journal
+from coverslip.engine.opening import open_for_run
+from coverslip.engine.pixel_pass import run_pixel_pass
+from coverslip.engine.result import SlideResult
+from coverslip.engine.survey import Survey, grid_for, region_for
+from coverslip.tiling.lock import lock
+from coverslip.tiling.overlay import overview
+from coverslip.tiling.quality import QualityLimits
+from coverslip.tiling.reading import thumbnail
+from coverslip.tiling.store import SlideStore
+from coverslip.tiling.tissue import METHOD, Tissue, find_tissue
+from coverslip.tiling.tissue_mask import TissueSettings
+from coverslip.wsi.facts import slide_facts
+from coverslip.wsi.fingerprint import fingerprint
+from coverslip.wsi.slide import Slide
+
+if TYPE_CHECKING:
+    from coverslip.encoders.encoder import Encoder
+
+Observer = Callable[[str, str, int, int], None]
+"""Called with (slide id, stage, done, total) as work goes on."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all slides of a run share: where to write, whom to tell, and the loaded encoders."""
+
+    output: Path
+    config: RunConfig
+    journal: Journal
+    threads: int
+    observer: Observer = field(default=lambda slide, stage, done, total: None)
+
+    @cached_property
+    def encoders(self) -> list[Encoder]:
+        """The configured encoders, loaded once, when the first slide needs them."""
+        from coverslip.encoders.encoder import load_encoder
+
+        return [
+            load_encoder(name, weights=self.config.weights or None, device=self.config.device)
+            for name in self.config.encoder
+        ]
+
+
+def process_slide(path: str, slide_id: str, context: RunContext) -> SlideResult:
+    """Bring one slide's store and exports up to date; what is complete already is left alone.
+
+    Raises CoverslipError: about the slide, its store or the encoder. What was finished before
+    stays, and the next run goes on from there.
+    """
+    clock = Clock()
+    result = SlideResult(slide=slide_id, file=Path(path).name)
+    store_path = context.output / f"{slide_id}.zarr"
+    with clock("opening"), open_for_run(path, context.config) as slide, lock(store_path):
+        _describe(slide, result)
+        facts = {**slide_facts(slide), "fingerprint": fingerprint(path)}
+        store = SlideStore.open_or_create(store_path, facts)
+        _run_stages(slide, store, context, clock, result)
+    inner = sum(v for k, v in clock.seconds.items() if k != "opening")
+    clock.seconds["opening"] = max(0.0, clock.seconds["opening"] - inner)
+    result.seconds = clock.seconds
+    return result
+
+
+def _describe(slide: Slide, result: SlideResult) -> None:
+    result.size, result.mpp, result.reader = slide.size, slide.mpp, slide.reader
+    if slide.pixel_size is not None:
+        result.mpp_source = slide.pixel_size.source
+
+
+def _run_stages(
+    slide: Slide, store: SlideStore, context: RunContext, clock: Clock, result: SlideResult
+) -> None:
+    survey = _survey(slide, store, context, clock)
+    result.tiles = len(survey.grid.boxes)
+    result.tissue_mm2 = survey.tissue.area_um2(slide.mpp) / 1e6
+    _flag_scale(slide, context.config, result)
+    _draw_overview(slide, survey, context, clock, result)
+    changed = run_pixel_pass(slide, store, survey, context, clock, result)
+    _flag_quality(store, survey, result)
+    changed |= write_exports(store, context, clock, result)
+    if survey.tissue.is_empty or not len(survey.grid.boxes):
+        result.status = "no tissue"
+        result.reason = (
+            "no tissue was found; the picture shows what was looked at\n"
+            "  a faint slide: give the region with --region FILE.geojson, or --no-tissue"
+        )
+    elif not changed:
+        result.status = "unchanged"
+
+
+def _survey(slide: Slide, store: SlideStore, context: RunContext, clock: Clock) -> Survey:
+    """Tissue and grid, from the store where they are current."""
+    config = context.config
+    region = region_for(slide, config)
+    parameters: dict[str, Any] = {
+        "method": METHOD,
+        "settings": TissueSettings().to_dict(),
+        "region": [polygon.wkt for polygon in region] if region is not None else None,
+    }
+    if store.is_current("tissue", parameters):
+        tissue = Tissue.from_store(store.group("tissue"))
+    else:
+        with clock("tissue"), store.stage("tissue", parameters) as stage:
+            tissue = find_tissue(slide, region=region)
+            tissue.write(stage)
+    grid = grid_for(slide, tissue, config)
+    return Survey(tissue, grid)
+
+
+def _flag_scale(slide: Slide, config: RunConfig, result: SlideResult) -> None:
+    coarser = max(slide.mpp) / config.mpp
+    if coarser > 1.05:
+        result.flags.append(
+            f"the slide's finest pixels measure {max(slide.mpp):.4g} µm: tiles at "
+            f"{config.mpp:g} µm are enlarged {coarser:.2f} times and hold no more detail"
+        )
+
+
+def _flag_quality(store: SlideStore, survey: Survey, result: SlideResult) -> None:
+    name = f"quality/{survey.grid.name}"
+    if name not in store.stages("quality/"):
+        return
+    quality, limits = store.group(name), QualityLimits()
+    for what, share in (
+        ("blurry", (quality["focus"][:] < limits.blurry).mean()),
+        ("marked with pen", (quality["pen"][:] > limits.pen).mean()),
+    ):
+        if share > 0.05:
+            result.flags.append(f"{share:.0%} of the tiles look {what}")
+    if survey.tissue.pen > 0.01:
+        result.flags.append(f"pen marks cover {survey.tissue.pen:.0%} of the slide; left out")
+
+
+def _draw_overview(
+    slide: Slide, survey: Survey, context: RunContext, clock: Clock, result: SlideResult
+) -> None:
+    """`report/<slide>/overview.jpg`: the slide with its tissue outline and tile grid."""
+    path = context.output / "report" / result.slide / "overview.jpg"
+    result.overview = path.relative_to(context.output).as_posix()
+    if path.exists() and not clock.seconds.keys() & {"tissue", "tiles"}:
+        return
+    from simplejpeg import encode_jpeg
+
+    with clock("overview"):
+        picture = overview(thumbnail(slide), slide.size, survey.tissue.polygons, survey.grid.boxes)
+        replace_file(path, encode_jpeg(picture, quality=88))

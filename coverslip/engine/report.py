@@ -1,0 +1,65 @@
+"""`report.csv` and `report.html`: what a person looks at after a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from coverslip import __version__
+from coverslip.durable import replace_file
+from coverslip.engine.result import SlideResult
+
+COLUMNS = (
+    "slide", "file", "status", "reason", "width", "height", "mpp_x", "mpp_y", "mpp_source",
+    "reader", "tissue_mm2", "tiles", "nuclei", "bad_tiles", "flags", "bottleneck", "seconds",
+)  # fmt: skip
+
+
+def write_report(folder: Path, results: Sequence[SlideResult], settings: str) -> tuple[Path, Path]:
+    """Write `report.csv` and `report.html` into `folder`; returns both paths.
+
+    settings   the run's configuration as TOML text, shown at the foot of the page
+    """
+    table, page = folder / "report.csv", folder / "report.html"
+    replace_file(table, _csv(results).encode())
+    replace_file(page, _html(results, settings).encode())
+    return table, page
+
+
+def _csv(results: Sequence[SlideResult]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for r in results:
+        writer.writerow(
+            [r.slide, r.file, r.status, r.reason, *r.size, *r.mpp, r.mpp_source, r.reader,
+             round(r.tissue_mm2, 4), r.tiles, "" if r.nuclei is None else r.nuclei, r.bad_tiles,
+             "; ".join(r.flags), r.bottleneck, round(r.total_seconds, 3)]
+        )  # fmt: skip
+    return text.getvalue()
+
+
+def _html(results: Sequence[SlideResult], settings: str) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    environment = Environment(
+        loader=PackageLoader("coverslip.engine", "templates"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    longest = max((r.total_seconds for r in results), default=0.0)
+    return environment.get_template("report.html").render(
+        results=results,
+        counts=Counter(r.status for r in results),
+        tiles=sum(r.tiles for r in results),
+        nuclei=sum(r.nuclei or 0 for r in results),
+        seconds=sum(r.total_seconds for r in results),
+        longest=longest,
+        settings=settings,
+        version=__version__,
+    )

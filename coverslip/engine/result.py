@@ -1,0 +1,50 @@
+"""What became of one slide: a row of the report, whether it went well or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["done", "unchanged", "no tissue", "failed"]
+
+
+@dataclass(slots=True)
+class SlideResult:
+    """One slide's row.
+
+    slide         id of the slide in the output folder; file is its name as found
+    status        done; unchanged (everything was complete already); no tissue; failed
+    reason        for a failure: what happened and what to do next
+    size          (width, height) in level-0 px, (0, 0) where the slide never opened
+    mpp           (x, y) µm per level-0 px, with where it came from
+    tiles         tiles kept; tissue_mm2 the tissue's area; nuclei None where not asked for
+    seconds       stage or part of one -> seconds spent in this run
+    bottleneck    what the pixel pass waited for most: "decoding", "encoding", ...
+    flags         remarks a person should see
+    bad_tiles     native tiles that were blanked
+    files         what was written, relative to the output folder
+    samples       pictures of sampled tiles, relative to the output folder
+    """
+
+    slide: str
+    file: str
+    status: Status = "done"
+    reason: str = ""
+    size: tuple[int, int] = (0, 0)
+    mpp: tuple[float, float] = (0.0, 0.0)
+    mpp_source: str = ""
+    reader: str = ""
+    tiles: int = 0
+    tissue_mm2: float = 0.0
+    nuclei: int | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    bottleneck: str = ""
+    flags: list[str] = field(default_factory=list)
+    bad_tiles: int = 0
+    files: list[str] = field(default_factory=list)
+    overview: str = ""
+    samples: list[str] = field(default_factory=list)
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())

@@ -1,0 +1,247 @@
+"""Tile coordinates and features in the HDF5 layouts of TRIDENT, CLAM and STAMP, out and in.
+
+Coordinates are the tiles' top-left corners in level-0 px, (x, y), except where STAMP wants µm.
+Files appear whole or not at all. Chunks are larger than those tools write; their readers do not
+care, and reading is faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from coverslip import __version__
+from coverslip.durable import whole_file
+from coverslip.errors import StoreError
+
+CHUNK_ROWS = 1024
+Layout = Literal["trident", "clam", "stamp"]
+
+
+@dataclass(frozen=True, slots=True)
+class TileTable:
+    """Tiles of one slide, as these formats describe them.
+
+    slide        its name
+    boxes        int [N, 4] x, y, w, h in level-0 px
+    tile         side of a tile in px; overlap that neighbours share
+    mpp          µm per tile px; slide_mpp µm per level-0 px
+    slide_size   (width, height) in level-0 px
+    """
+
+    slide: str
+    boxes: npt.NDArray[np.int32]
+    tile: int
+    overlap: int
+    mpp: float
+    slide_mpp: float
+    slide_size: tuple[int, int]
+
+    @property
+    def corners(self) -> npt.NDArray[np.int64]:
+        """int64 [N, 2] (x, y)."""
+        return self.boxes[:, :2].astype(np.int64)
+
+    @property
+    def side(self) -> int:
+        """Side of a tile in level-0 px."""
+        return (
+            int(self.boxes[0, 2])
+            if len(self.boxes)
+            else round(self.tile * self.mpp / self.slide_mpp)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTable:
+    """What was read: coords float64 [N, 2] (x, y) level-0 px, features [N, D] as stored, the
+    attributes, and whose layout it was."""
+
+    coords: npt.NDArray[np.float64]
+    features: npt.NDArray[Any]
+    attributes: Mapping[str, Any]
+    layout: Layout
+
+
+def trident_folder(tiles: TileTable) -> str:
+    """The name TRIDENT gives a job's folder: "20x_256px_0px_overlap"."""
+    return f"{_power(tiles.mpp)}x_{tiles.tile}px_{tiles.overlap}px_overlap"
+
+
+def _power(mpp: float) -> float | int:
+    """10 / mpp: the nominal magnification TRIDENT's attributes hold; whole where it is."""
+    power = 10 / mpp
+    return round(power) if abs(power - round(power)) < 1e-6 else round(power, 4)
+
+
+def _trident_attributes(tiles: TileTable) -> dict[str, Any]:
+    return {
+        "patch_size": tiles.tile,
+        "patch_size_level0": tiles.side,
+        "level0_magnification": _power(tiles.slide_mpp),
+        "target_magnification": _power(tiles.mpp),
+        "overlap": tiles.overlap,
+        "name": tiles.slide,
+        "savetodir": "None",
+        "level0_width": tiles.slide_size[0],
+        "level0_height": tiles.slide_size[1],
+    }
+
+
+def write_trident_coords(path: str | PathLike[str], tiles: TileTable) -> None:
+    """`patches/<slide>_patches.h5`: coords int64 [N, 2] with TRIDENT's attributes on the dataset."""
+    _write(path, {"coords": (tiles.corners, _trident_attributes(tiles))}, {})
+
+
+def write_trident_features(
+    path: str | PathLike[str], tiles: TileTable, features: Any, encoder: str
+) -> None:
+    """`features_<encoder>/<slide>.h5`: features float32 [N, D] and coords int64 [N, 2].
+
+    features   array-like [N, D]; read in blocks
+    """
+    marks = {"name": tiles.slide, "savetodir": "None", "encoder": encoder}
+    content = {
+        "features": (features, marks),
+        "coords": (tiles.corners, _trident_attributes(tiles)),
+    }
+    _write(path, content, {})
+
+
+def write_clam_coords(path: str | PathLike[str], tiles: TileTable) -> None:
+    """CLAM's `patches/<slide>.h5`: coords with the attributes `create_patches_fp.py` writes."""
+    attributes = {
+        "patch_size": tiles.side,  # CLAM counts at patch_level, here 0
+        "patch_level": 0,
+        "downsample": np.array([1.0, 1.0]),
+        "downsampled_level_dim": np.array(tiles.slide_size),
+        "level_dim": np.array(tiles.slide_size),
+        "name": tiles.slide,
+        "save_path": "None",
+    }
+    _write(path, {"coords": (tiles.corners.astype(np.int32), attributes)}, {})
+
+
+def write_clam_features(path: str | PathLike[str], tiles: TileTable, features: Any) -> None:
+    """CLAM's `h5_files/<slide>.h5`: features float32 [N, D] and coords int32 [N, 2], no attributes."""
+    content = {"features": (features, {}), "coords": (tiles.corners.astype(np.int32), {})}
+    _write(path, content, {})
+
+
+def write_clam_tensor(path: str | PathLike[str], features: Any) -> None:
+    """CLAM's `pt_files/<slide>.pt`: the float32 [N, D] tensor."""
+    import torch
+
+    with whole_file(Path(fspath(path))) as aside:
+        torch.save(torch.from_numpy(np.asarray(features, np.float32)), aside)
+
+
+def write_stamp(
+    path: str | PathLike[str], tiles: TileTable, features: Any, encoder: str, code_hash: str
+) -> None:
+    """STAMP's `<extractor>/<slide>.h5`: coords float32 [N, 2] in µm, feats float16 [N, D].
+
+    code_hash   what tells apart extractors of one name; here the recipe's hash
+    """
+    content = {
+        "coords": ((tiles.corners * tiles.slide_mpp).astype(np.float32), {}),
+        "feats": (_Half(features), {}),
+    }
+    attributes = {
+        "stamp_version": f"coverslip {__version__}",
+        "extractor": encoder,
+        "unit": "um",
+        "tile_size_um": float(tiles.tile * tiles.mpp),
+        "tile_size_px": tiles.tile,
+        "code_hash": code_hash,
+        "feat_type": "tile",
+    }
+    _write(path, content, attributes)
+
+
+class _Half:
+    """An array read as float16, block by block."""
+
+    def __init__(self, values: Any) -> None:
+        self._values, self.shape, self.dtype = values, values.shape, np.dtype(np.float16)
+
+    def __getitem__(self, rows: slice) -> npt.NDArray[np.float16]:
+        return np.asarray(self._values[rows], np.float16)
+
+
+def _write(
+    path: str | PathLike[str],
+    datasets: Mapping[str, tuple[Any, Mapping[str, Any]]],
+    attributes: Mapping[str, Any],
+) -> None:
+    import h5py
+
+    with whole_file(Path(fspath(path))) as aside, h5py.File(aside, "w", track_order=False) as file:
+        for name, (values, marks) in datasets.items():
+            rows = max(1, min(CHUNK_ROWS, values.shape[0]))
+            dataset = file.create_dataset(
+                name,
+                shape=values.shape,
+                dtype=values.dtype,
+                maxshape=(None, *values.shape[1:]),
+                chunks=(rows, *(max(s, 1) for s in values.shape[1:])),
+                track_times=False,
+            )
+            for start in range(0, values.shape[0], 16 * CHUNK_ROWS):
+                block = slice(start, start + 16 * CHUNK_ROWS)
+                dataset[block] = values[block]
+            dataset.attrs.update(marks)
+        file.attrs.update(attributes)
+
+
+def read_features_h5(path: str | PathLike[str], slide_mpp: float | None = None) -> FeatureTable:
+    """Features that TRIDENT, CLAM or STAMP wrote.
+
+    slide_mpp   µm per level-0 px, to turn STAMP's µm into px; without it STAMP files are refused
+
+    Raises StoreError for a file that is none of theirs.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if "feats" in file and "coords" in file:
+                if slide_mpp is None:
+                    raise StoreError(
+                        fspath(path),
+                        "is STAMP's, in µm; the slide's mpp is needed",
+                        "pass slide_mpp",
+                    )
+                coords = np.asarray(file["coords"], np.float64) / slide_mpp
+                return _checked(path, coords, file["feats"][:], dict(file.attrs), "stamp")
+            if "features" not in file or "coords" not in file:
+                held = ", ".join(sorted(file)) or "nothing"
+                raise StoreError(fspath(path), f"holds {held}, not features and coords")
+            marks = {**file["features"].attrs, **file["coords"].attrs}
+            layout: Layout = "trident" if "patch_size_level0" in marks else "clam"
+            features = np.asarray(file["features"])
+            features = features[0] if features.ndim == 3 and len(features) == 1 else features
+            coords = np.asarray(file["coords"], np.float64).reshape(-1, file["coords"].shape[-1])
+            return _checked(path, coords[:, :2], features, marks, layout)
+    except OSError as error:
+        raise StoreError(fspath(path), f"cannot be read as HDF5 ({error})") from None
+
+
+def _checked(
+    path: str | PathLike[str],
+    coords: npt.NDArray[np.float64],
+    features: npt.NDArray[Any],
+    attributes: Mapping[str, Any],
+    layout: Layout,
+) -> FeatureTable:
+    if len(coords) != len(features):
+        raise StoreError(
+            fspath(path), f"holds {len(coords)} coordinates but {len(features)} features"
+        )
+    return FeatureTable(coords, features, attributes, layout)
