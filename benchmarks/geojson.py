@@ -122,8 +122,8 @@ def json_writes(path: Path, count: int) -> None:
                 "properties": properties,
             }
 
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "wt", encoding="utf-8") as file:
+    packed = path.suffix == ".gz"  # at our own level; gzip.open's default takes twice as long
+    with gzip.open(path, "wt", 1) if packed else path.open("w") as file:
         file.write('{"type":"FeatureCollection","features":[')
         for i, feature in enumerate(features()):
             file.write("," * (i > 0) + json.dumps(feature))
@@ -146,7 +146,7 @@ WAYS: dict[str, tuple[str, bool]] = {
     "coverslip, gz, 1 thread": (".geojson.gz", True),
     "coverslip, gz, 2 threads": (".geojson.gz", True),
     "json.dumps loop": (".geojson", False),
-    "json.dumps loop, gzip.open": (".geojson.gz", False),
+    "json.dumps loop, gzip level 1": (".geojson.gz", False),
     "geopandas to_file": (".geojson", False),
 }
 
@@ -211,7 +211,7 @@ def print_table(found: dict[str, list[list[float]]], count: int) -> None:
             print(f"| {way} | not installed | | | |")
             continue
         seconds, peak, size = median[way]
-        peer = "json.dumps loop, gzip.open" if suffix.endswith("gz") else "json.dumps loop"
+        peer = "json.dumps loop, gzip level 1" if suffix.endswith("gz") else "json.dumps loop"
         ratio = median[peer][0] / seconds
         memory = f"{peak:.0f}" if ours else ""
         print(f"| {way} | {seconds:.1f} | {ratio:.1f} x | {memory} | {size:.0f} |")
