@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from coverslip.errors import StoreError
+
+UNFINISHED = ".writing-"
+"""How the names of files begin that a killed process may leave behind."""
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -20,7 +27,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=path.suffix)
         os.close(handle)
         aside = Path(name)
         try:
@@ -54,11 +61,13 @@ def explained(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write into StoreError with the path."""
     try:
         yield
-    except StoreError:
-        raise
     except OSError as error:
-        raise StoreError(
-            path,
-            f"cannot be written: {error.strerror or error}",
-            "free space, or choose another folder with -o; what is on disk stays resumable",
-        ) from error
+        kept = "; what is on disk stays resumable"
+        if error.errno in FULL:
+            hint = "free space, or choose another folder with -o" + kept
+        elif error.errno in READ_ONLY:
+            hint = "make the folder writable, or choose another one with -o" + kept
+        else:
+            hint = "see whether the disk is mounted and sound, then run again" + kept
+        problem = f"cannot be written: {error.strerror or error}"
+        raise StoreError(path, problem, hint) from error

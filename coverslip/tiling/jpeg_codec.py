@@ -1,21 +1,26 @@
 """A Zarr v3 codec that keeps each chunk as one JPEG image.
 
-Chunks are [1, T, T, 3] (tiles) or [3, h, w] (OME-NGFF images, channel first). Registered under the
-name "coverslip.jpeg"; readers need this package, or any JPEG decoder for the raw chunk bytes.
+Chunks are [1, h, w, 3] (tiles) or [3, h, w] (OME-NGFF images, channel first: the decoder
+interleaves, so it transposes). Registered under the name "coverslip.jpeg"; readers need this
+package, or any JPEG decoder for the raw bytes of a chunk. Decoding takes a complete stream of any
+chroma subsampling, so tiles of a JPEG slide can be chunks as they are.
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from zarr.abc.codec import ArrayBytesCodec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 from zarr.registry import register_codec
 
 NAME = "coverslip.jpeg"
+QUALITY = 90
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,11 @@ class JpegChunks(ArrayBytesCodec):
     """uint8 RGB chunks as baseline JPEG, 4:4:4 at `quality` 1 to 100."""
 
     is_fixed_size = False
-    quality: int = 90
+    quality: int = QUALITY
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        return cls(quality=int((data.get("configuration") or {}).get("quality", 90)))
+        return cls(quality=int((data.get("configuration") or {}).get("quality", QUALITY)))
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": NAME, "configuration": {"quality": self.quality}}
@@ -35,40 +40,34 @@ class JpegChunks(ArrayBytesCodec):
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
         raise NotImplementedError("JPEG sizes are not known before encoding")
 
+    # zarr runs codecs in its event loop; libjpeg releases the GIL, so chunks go to threads
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        return _decoded(chunk_bytes, chunk_spec)
+        return await asyncio.to_thread(self._decode_sync, chunk_bytes, chunk_spec)
 
     async def _encode_single(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
-        return self._encoded(chunk_array, chunk_spec)
+        return await asyncio.to_thread(self._encode_sync, chunk_array, chunk_spec)
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        return _decoded(chunk_bytes, chunk_spec)
+        from simplejpeg import decode_jpeg
 
-    def _encode_sync(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
-        return self._encoded(chunk_array, chunk_spec)
+        image = decode_jpeg(chunk_bytes.to_bytes())
+        if channel_first(chunk_spec.shape):
+            image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(image.reshape(chunk_spec.shape))
 
-    def _encoded(self, chunk: NDBuffer, spec: ArraySpec) -> Buffer:
-        from simplejpeg import encode_jpeg
-
-        array = chunk.as_numpy_array()
-        image = (
-            array.transpose(1, 2, 0)
-            if channel_first(spec.shape)
-            else array.reshape(spec.shape[-3:])
-        )
-        stream = encode_jpeg(
-            np.ascontiguousarray(image), quality=self.quality, colorsubsampling="444"
-        )
-        return spec.prototype.buffer.from_bytes(stream)
+    def _encode_sync(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
+        array = chunk_array.as_numpy_array()
+        shape = chunk_spec.shape
+        image = array.transpose(1, 2, 0) if channel_first(shape) else array.reshape(shape[-3:])
+        return chunk_spec.prototype.buffer.from_bytes(jpeg_stream(image, self.quality))
 
 
-def _decoded(chunk: Buffer, spec: ArraySpec) -> NDBuffer:
-    from simplejpeg import decode_jpeg
+def jpeg_stream(image: npt.NDArray[np.uint8], quality: int = QUALITY) -> bytes:
+    """[h, w, 3] RGB as a JPEG of full colour resolution."""
+    from simplejpeg import encode_jpeg
 
-    image = decode_jpeg(chunk.to_bytes())
-    if channel_first(spec.shape):
-        image = np.ascontiguousarray(image.transpose(2, 0, 1))
-    return spec.prototype.nd_buffer.from_numpy_array(image.reshape(spec.shape))
+    pixels = np.ascontiguousarray(image)
+    return bytes(encode_jpeg(pixels, quality=quality, colorsubsampling="444"))
 
 
 def channel_first(shape: tuple[int, ...]) -> bool:

@@ -18,6 +18,9 @@ from coverslip.errors import StoreBusy
 
 HEARTBEAT_S = 10.0
 STALE_S = 120.0
+CLAIM_S = 10.0
+"""A claim to remove a lock takes milliseconds; an older one was left by a killed process."""
+Claim = dict[str, object]
 
 
 @contextlib.contextmanager
@@ -25,26 +28,31 @@ def lock(store: Path, *, stale_s: float = STALE_S) -> Iterator[None]:
     """Hold `<store>.lock` for the length of the block.
 
     A lock whose process is gone (same host), or whose heartbeat is older than `stale_s`, is taken
-    over. Raises StoreBusy where a living process holds it.
+    over. Raises StoreBusy where a living process holds it, also this one.
     """
     path = store.with_name(store.name.removesuffix(".zarr") + ".lock")
     token = uuid.uuid4().hex
     _acquire(path, token, stale_s)
     stop = threading.Event()
-    beat = threading.Thread(target=_beat, args=(path, stop), name="coverslip-lock", daemon=True)
+    beat = threading.Thread(
+        target=_beat, args=(path, token, stop), name="coverslip-lock", daemon=True
+    )
     beat.start()
     try:
         yield
     finally:
         stop.set()
         beat.join()
-        if _read(path).get("token") == token:
-            path.unlink(missing_ok=True)
+        _remove(path, token)
 
 
 def _acquire(path: Path, token: str, stale_s: float) -> None:
-    claim = {"host": socket.gethostname(), "pid": os.getpid(), "token": token,
-             "process_started": _process_started(os.getpid())}  # fmt: skip
+    claim = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": _process_started(os.getpid()),
+        "token": token,
+    }
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(8):
@@ -61,39 +69,64 @@ def _acquire(path: Path, token: str, stale_s: float) -> None:
 
 def _remove_if_dead(path: Path, stale_s: float) -> None:
     """Raises StoreBusy where the holder lives."""
-    holder = _read(path)
     try:
+        holder = _read(path)
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return
-    here = holder.get("host") == socket.gethostname()
     pid = holder.get("pid")
-    gone = here and isinstance(pid, int) and _process_started(pid) != holder.get("process_started")
+    gone = (
+        holder.get("host") == socket.gethostname()
+        and isinstance(pid, int)
+        and _process_started(pid) != holder.get("process_started")
+    )
     if not gone and age < stale_s:
+        who = f"process {pid} on {holder['host']}" if holder else "another process"
         raise StoreBusy(
             path,
-            f"process {pid} on {holder.get('host', 'another host')} is working on this slide",
+            f"{who} is working on this slide",
             f"wait for it; a dead worker's lock is taken over after {stale_s:g} s",
         )
-    # rename first: of several who find it dead, one wins
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        aside.unlink()
+    _remove(path, str(holder.get("token", "")))
 
 
-def _read(path: Path) -> dict[str, object]:
+def _remove(path: Path, token: str) -> None:
+    """Remove the lock if it still is the one with this token.
+
+    Several may find the same lock dead at once, and one of them may have replaced it already when
+    the next comes to remove it: whoever looks and removes holds a claim on that token.
+    """
+    claim = path.with_name(f".{path.name}.{token}.removing")
+    try:
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+    except FileExistsError:
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - claim.stat().st_mtime > CLAIM_S:
+                claim.unlink()
+        time.sleep(0.05)
+        return
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if str(_read(path).get("token", "")) == token:
+                path.unlink()
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Claim:
+    """Who holds the lock; empty where that was not written to the end. Raises FileNotFoundError."""
     try:
         claim = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+    except orjson.JSONDecodeError:
         return {}
-    return claim if isinstance(claim, dict) else {}
+    return claim if isinstance(claim, dict) and "host" in claim else {}
 
 
-def _beat(path: Path, stop: threading.Event) -> None:
+def _beat(path: Path, token: str, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_S):
         with contextlib.suppress(OSError):
-            os.utime(path)
+            if _read(path).get("token") == token:
+                os.utime(path)
 
 
 def _process_started(pid: int) -> float | None:
@@ -101,6 +134,6 @@ def _process_started(pid: int) -> float | None:
     import psutil
 
     try:
-        return round(psutil.Process(pid).create_time(), 2)
+        return round(float(psutil.Process(pid).create_time()), 2)
     except psutil.Error:
         return None

@@ -1,9 +1,12 @@
 """A stage's arrays while they are being written: in durable blocks, under a name that says so.
 
-The group lives in `<parent>/.<leaf>.partial` until it is complete. Blocks are whole shards; after
-each, its files and then a progress file are flushed to disk, so a crash costs at most one block.
-Results whose total is not known beforehand (nuclei) are spilled block by block and merged at the
-end in bounded memory.
+<parent>/.<leaf>.partial/         the group until it is complete
+<parent>/.<leaf>.progress.json    {hash, done_blocks}: what of it is safely on disk
+
+Blocks are whole shards, each flushed to disk before the progress file counts it, so a crash costs
+at most one block. Completing is one rename; the progress file goes last, so a crash on the way
+there costs nothing. Results whose total is not known beforehand (nuclei) are spilled block by
+block and merged at the end in bounded memory.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from coverslip.durable import explained, flush_to_disk, replace_file, whole_file
+from coverslip.durable import UNFINISHED, explained, flush_to_disk, replace_file, whole_file
+from coverslip.tiling.shards import ChunkCodec, RowArray
 
-PROGRESS = ".progress.json"
 BLOCKS = ".blocks"
-ROWS_PER_BLOCK = 65_536
+MERGED_CHUNK = 65_536
+MERGED_SHARD = 16 * MERGED_CHUNK
+"""Rows of merged columns read together, and rows per file."""
+STAGE_HASH = "coverslip_stage"
+"""Attribute of a finished group: the hash of what decided it."""
 Columns = Mapping[str, npt.NDArray[Any]]
 
 
@@ -33,37 +40,49 @@ class StageWriter:
     """
 
     def __init__(
-        self, final: Path, hash: str, on_complete: Callable[[Mapping[str, Any]], None]
+        self, final: Path, hash: str, on_complete: Callable[[], None], *, threads: int = 2
     ) -> None:
         self._final, self._hash, self._on_complete = final, hash, on_complete
-        self.path = final.with_name(f".{final.name}.partial")
-        self._arrays: dict[str, Any] = {}
-        self._rows: dict[str, int] = {}
-        self._done = self._resume_or_restart()
+        self._threads = threads
+        self.path = partial_path(final)
+        self._progress = progress_path(final)
+        self._arrays: dict[str, RowArray] = {}
+        self._done = self._resume()
 
     @property
     def done_blocks(self) -> int:
-        """Blocks that are safely on disk, counted from the first."""
+        """Blocks that are safely on disk, counted from the first. Ask after `create_array`."""
         return self._done
 
-    def _resume_or_restart(self) -> int:
-        progress = self.path / PROGRESS
+    def _resume(self) -> int:
         try:
-            found = orjson.loads(progress.read_bytes())
-            if found["hash"] == self._hash:
-                return int(found["done_blocks"])
+            found = orjson.loads(self._progress.read_bytes())
+            done = int(found["done_blocks"])
+            if found["hash"] == self._hash and self.path.is_dir():
+                self._sweep()
+                return done
         except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             pass
+        self._restart()
+        return 0
+
+    def _restart(self) -> None:
         with explained(self.path):
+            self._progress.unlink(missing_ok=True)
             if self.path.exists():
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True)
+            flush_to_disk(self.path.parent)
         self._record(0)
-        return 0
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for file in self.path.rglob(f"{UNFINISHED}*"):
+            file.unlink(missing_ok=True)
 
     def _record(self, done: int) -> None:
         content = {"hash": self._hash, "done_blocks": done}
-        replace_file(self.path / PROGRESS, orjson.dumps(content))
+        replace_file(self._progress, orjson.dumps(content))
         self._done = done
 
     def create_array(
@@ -74,128 +93,123 @@ class StageWriter:
         *,
         rows_per_block: int,
         chunk_rows: int | None = None,
-        codec: str = "zstd",
+        codec: ChunkCodec = "zstd",
     ) -> None:
-        """Lay out an array whose block is `rows_per_block` rows; harmless when resumed.
+        """Lay out an array of `shape`, written `rows_per_block` rows at a time.
 
-        chunk_rows   rows read together; a divisor of rows_per_block, which then is a shard
-        codec        "zstd", "lossless" (the same, for pixels), or "jpeg" (uint8 [.., h, w, 3])
+        chunk_rows   rows read together; a divisor of rows_per_block. All of a block by default
+        codec        "zstd"; "lossless" for pixels; "jpeg" for uint8 [N, h, w, 3], chunk_rows 1
+
+        Harmless when resumed; a stage left in another layout (by another version) starts over.
         """
-        import zarr
-
-        rows = min(rows_per_block, max(shape[0], 1))
-        chunk = rows if chunk_rows is None else chunk_rows
-        rows = -(-rows // chunk) * chunk
-        extra: dict[str, Any] = {"compressors": zarr.codecs.ZstdCodec(level=3)}
-        if codec == "jpeg":
-            from coverslip.tiling.jpeg_codec import JpegChunks
-
-            extra = {"serializer": JpegChunks(), "compressors": None}
-        with explained(self.path):
-            if (self.path / name / "zarr.json").exists():
-                self._arrays[name] = zarr.open_array(str(self.path / name), mode="r+")
-            else:
-                self._arrays[name] = zarr.create_array(
-                    str(self.path / name),
-                    shape=shape,
-                    dtype=dtype,
-                    chunks=(chunk, *(max(s, 1) for s in shape[1:])),
-                    shards=None if chunk == rows else (rows, *(max(s, 1) for s in shape[1:])),
-                    fill_value=0,
-                    **extra,
-                )
-        self._rows[name] = rows_per_block
+        rows = rows_per_block
+        if chunk_rows is None:
+            rows = chunk_rows = min(rows_per_block, max(shape[0], 1))
+        array = RowArray(tuple(shape), dtype, rows, chunk_rows, codec)
+        path = self.path / name / "zarr.json"
+        wanted = json_bytes(array.metadata())
+        if path.exists() and path.read_bytes() != wanted:
+            self._restart()
+            for other, layout in self._arrays.items():
+                content = json_bytes(layout.metadata())
+                replace_file(self.path / other / "zarr.json", content)
+        if not path.exists():
+            replace_file(path, wanted)
+            flush_to_disk(self.path)
+        self._arrays[name] = array
 
     def write_block(self, number: int, columns: Columns) -> None:
-        """Write rows [number · rows_per_block, ...) of each array, then record the block as done."""
-        if number != self._done:
-            raise ValueError(f"block {self._done} is next, got {number}")
-        with explained(self.path):
-            for name, values in columns.items():
-                self._write_rows(name, number, values)
-        self._record(number + 1)
+        """Write rows [number · rows_per_block, ...) of each array, then record the block as done.
 
-    def _write_rows(self, name: str, number: int, values: npt.NDArray[Any]) -> None:
-        start = number * self._rows[name]
-        self._arrays[name][start : start + len(values)] = values
-        for file in sorted((self.path / name / "c" / str(number)).rglob("*")):
-            flush_to_disk(file)
-        shard = self.path / name / "c" / str(number)
-        if shard.exists():
-            flush_to_disk(shard)
+        Only the last block may be shorter. Raises ValueError for a block out of turn or of
+        another shape; StoreError where the disk refuses, and then the block can be written again.
+        """
+        self._expect(number)
+        for name, values in columns.items():
+            self._arrays[name].write_block(self.path / name, number, values, self._threads)
+        self._record(number + 1)
 
     def append_block(self, number: int, columns: Columns) -> None:
         """Spill one block of any length, then record it as done.
 
         A column `<name>_offset` ([M + 1], from 0) holds where each row begins in column `<name>`.
         """
-        if number != self._done:
-            raise ValueError(f"block {self._done} is next, got {number}")
-        with whole_file(self.path / BLOCKS / f"{number:06d}.npz") as aside:
-            # `aside` ends in .npz, so numpy adds nothing to the name
-            np.savez(aside, **columns)
+        self._expect(number)
+        # the suffix .npz is kept while it is written, so that numpy adds nothing to the name
+        with whole_file(self._block(number)) as aside:
+            np.savez(aside, allow_pickle=False, **columns)
         self._record(number + 1)
 
+    def _expect(self, number: int) -> None:
+        if number != self._done:
+            raise ValueError(f"block {self._done} is next, got {number}")
+
+    def _block(self, number: int) -> Path:
+        return self.path / BLOCKS / f"{number:06d}.npz"
+
     def finish(self, attributes: Mapping[str, Any]) -> None:
-        """Merge what was spilled, put the group in its place and record it as complete, last."""
-        if (self.path / BLOCKS).exists():
+        """Merge what was spilled, put the group in its place and record it as complete, last.
+
+        Raises ValueError where blocks are missing.
+        """
+        self._check_complete()
+        if (self.path / BLOCKS).exists() and left_hash(self.path) != self._hash:
             self._merge()
         with explained(self._final):
-            group = {
-                "attributes": {**attributes, "coverslip_stage": self._hash},
-                "node_type": "group",
-                "zarr_format": 3,
-            }
-            replace_file(self.path / "zarr.json", json_bytes(group))
+            replace_file(
+                self.path / "zarr.json",
+                group_bytes({**attributes, STAGE_HASH: self._hash}),
+            )
+            # from here on the blocks are not needed, even if this process dies
             shutil.rmtree(self.path / BLOCKS, ignore_errors=True)
-            (self.path / PROGRESS).unlink()
-            for path in self.path.rglob("*"):
-                flush_to_disk(path)
+            self._sweep()
             flush_to_disk(self.path)
-            if self._final.exists():
-                shutil.rmtree(self._final)
             self.path.rename(self._final)
             flush_to_disk(self._final.parent)
-        self._on_complete(attributes)
+        self._on_complete()
+        with explained(self._progress):
+            self._progress.unlink(missing_ok=True)
 
-    def _spilled(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    def _check_complete(self) -> None:
+        for name, array in self._arrays.items():
+            wanted = -(-array.shape[0] // array.block_rows)
+            if self._done < wanted:
+                raise ValueError(f"{name} has {wanted} blocks, {self._done} are written")
+
+    def _spilled(self, column: str) -> Iterator[npt.NDArray[Any]]:
         for number in range(self._done):
-            with np.load(self.path / BLOCKS / f"{number:06d}.npz", allow_pickle=False) as block:
-                yield {name: block[name] for name in block.files}
+            with np.load(self._block(number), allow_pickle=False) as block:
+                yield block[column]
 
     def _merge(self) -> None:
-        """One array per column, filled shard by shard."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        kinds: dict[str, str] = {}
-        for block in self._spilled():
-            for name, values in block.items():
-                before = shapes.get(name, (0,))[0]
-                rows = len(values) - 1 if name.endswith("_offset") else len(values)
-                shapes[name] = (before + rows, *values.shape[1:])
-                kinds[name] = values.dtype.str[1:]
-        for name, shape in shapes.items():
-            shutil.rmtree(self.path / name, ignore_errors=True)
-            total = (shape[0] + 1, *shape[1:]) if name.endswith("_offset") else shape
-            dtype = np.dtype(kinds[name]).name
-            self.create_array(name, total, dtype, rows_per_block=ROWS_PER_BLOCK)
+        """One array per column, filled shard by shard; only one column's shard is in memory."""
         with explained(self.path):
-            for name in shapes:
-                _fill(self, name, self._column(name))
+            with np.load(self._block(0), allow_pickle=False) as block:
+                names = list(block.files)
+            for name in names:
+                offsets = name.endswith("_offset")
+                rows, sample = 0, np.empty(0)
+                for sample in self._spilled(name):
+                    rows += len(sample) - offsets
+                array = RowArray(
+                    (rows + offsets, *sample.shape[1:]), sample.dtype.name,
+                    MERGED_SHARD, MERGED_CHUNK,
+                )  # fmt: skip
+                replace_file(self.path / name / "zarr.json", json_bytes(array.metadata()))
+                pieces = self._counted_on(name) if offsets else self._spilled(name)
+                for number, piece in enumerate(_regrouped(pieces, MERGED_SHARD)):
+                    array.write_block(self.path / name, number, piece, self._threads)
 
-    def _column(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """A column's pieces in order; offsets counted on from block to block."""
-        if not name.endswith("_offset"):
-            for block in self._spilled():
-                yield block[name]
-            return
+    def _counted_on(self, name: str) -> Iterator[npt.NDArray[Any]]:
+        """Offsets that go on from block to block."""
         base = 0
-        for number, block in enumerate(self._spilled()):
-            values = block[name]
+        for number, values in enumerate(self._spilled(name)):
             yield (values if number == 0 else values[1:]) + base
             base += int(values[-1])
 
     def abandon(self) -> None:
         """Throw away everything written so far."""
+        self._progress.unlink(missing_ok=True)
         shutil.rmtree(self.path, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -207,22 +221,49 @@ class StageWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        pass
+        """Nothing to undo: blocks on disk stay for the next run."""
 
 
-def _fill(writer: StageWriter, name: str, pieces: Iterator[npt.NDArray[Any]]) -> None:
+def _regrouped(pieces: Iterator[npt.NDArray[Any]], rows: int) -> Iterator[npt.NDArray[Any]]:
+    """The same rows in pieces of `rows`, the last one shorter."""
     waiting: list[npt.NDArray[Any]] = []
-    held, number = 0, 0
+    held = 0
     for piece in pieces:
         waiting.append(piece)
         held += len(piece)
-        while held >= ROWS_PER_BLOCK:
-            rows = np.concatenate(waiting)
-            writer._write_rows(name, number, rows[:ROWS_PER_BLOCK])
-            number += 1
-            waiting, held = [rows[ROWS_PER_BLOCK:]], held - ROWS_PER_BLOCK
+        if held < rows:
+            continue
+        merged = np.concatenate(waiting)
+        whole = held // rows * rows
+        for start in range(0, whole, rows):
+            yield merged[start : start + rows]
+        waiting, held = [merged[whole:]], held - whole
     if held:
-        writer._write_rows(name, number, np.concatenate(waiting))
+        yield np.concatenate(waiting)
+
+
+def partial_path(final: Path) -> Path:
+    """Where a stage's group lies until it is complete."""
+    return final.with_name(f".{final.name}.partial")
+
+
+def progress_path(final: Path) -> Path:
+    """The file that counts a stage's finished blocks."""
+    return final.with_name(f".{final.name}.progress.json")
+
+
+def left_hash(group: Path) -> str:
+    """The hash a finished group carries; "" for anything else."""
+    try:
+        attributes = orjson.loads((group / "zarr.json").read_bytes())["attributes"]
+        return str(attributes.get(STAGE_HASH, ""))
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def group_bytes(attributes: Mapping[str, Any]) -> bytes:
+    """The zarr.json of a group."""
+    return json_bytes({"attributes": dict(attributes), "node_type": "group", "zarr_format": 3})
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
