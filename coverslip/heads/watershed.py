@@ -44,10 +44,10 @@ def estimate_levels(sample: npt.NDArray[np.uint8]) -> StainLevels:
     glass = float(np.median(bright)) if len(bright) > 100 else 245.0
     found = stain_concentration(pixels, MATRIX, 0, glass)
     stained = found[pixels.max(axis=1) < glass - 8] if len(pixels) else found
-    if len(stained) < 1000:
-        return StainLevels()
-    strong = float(np.percentile(stained, 98))
-    counts, edges = np.histogram(stained, bins=256, range=(0.0, max(strong, 0.1)))
+    if len(stained) < 1000 or np.ptp(stained) < 0.05:
+        return StainLevels()  # too little, or all of one colour: nothing to tell apart
+    strong = float(np.percentile(stained, 99.5))
+    counts, edges = np.histogram(stained, bins=256, range=(0.0, max(strong, 0.1) + 1e-6))
     threshold = _otsu(counts.astype(np.float64), (edges[:-1] + edges[1:]) / 2)
     return StainLevels(glass, float(np.clip(threshold, 0.05, 1.5)), strong)
 
@@ -61,7 +61,7 @@ def _otsu(counts: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]) -> 
     mass = np.cumsum(counts * centres)
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (mass / below - (mass[-1] - mass) / above) ** 2
-    return float(centres[int(np.nanargmax(between[:-1]))])
+    return float(centres[int(np.argmax(np.nan_to_num(between)))])
 
 
 @dataclass(frozen=True, slots=True)

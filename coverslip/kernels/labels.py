@@ -60,7 +60,7 @@ class LabelMeasures:
 
     label [M] int32; area [M]; centroid [M, 2] (x, y), pixel centres at .5; box [M, 4] x0, y0, x1,
     y1 (one past); mean [M] of the image; axes [M, 2] lengths of the major and minor axis of the
-    ellipse with the same second moments.
+    ellipse with the same second moments, pixels taken as points (as scikit-image does).
     """
 
     label: npt.NDArray[np.int32]
@@ -80,8 +80,7 @@ def label_measures(labels: Labels, image: Any, *, backend: Backend | None = None
     present = np.flatnonzero(sums[:, 0] > 0)
     area, x, y, xx, yy, xy, total, x0, y0, x1, y1 = sums[present].T
     u, v = x / area, y / area
-    # 1/12: the second moment of a pixel about its own centre
-    mxx, myy, mxy = xx / area - u * u + 1 / 12, yy / area - v * v + 1 / 12, xy / area - u * v
+    mxx, myy, mxy = xx / area - u * u, yy / area - v * v, xy / area - u * v
     spread = np.sqrt((mxx - myy) ** 2 + 4 * mxy**2)
     major = np.sqrt(8 * np.maximum(mxx + myy + spread, 0))
     minor = np.sqrt(8 * np.maximum(mxx + myy - spread, 0))
