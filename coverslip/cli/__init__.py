@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from coverslip import __version__
-from coverslip.errors import CoverslipError, printable
+from coverslip.errors import CoverslipError, InvalidConfig, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         typer.main.get_command(_program(own))(arguments, prog_name="coverslip")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+    except InvalidConfig as error:
+        _report(str(error), debug)
+        return 2
     except CoverslipError as error:
         _report(str(error), debug)
     except OSError as error:

@@ -27,13 +27,13 @@ class RunConfig:
         tile, overlap      tile side and how much neighbours share, in px at `mpp`
         min_tissue         share of a tile that must be tissue for it to be kept, 0 to 1
         tissue             False tiles the whole slide
+        quality            measure focus, pen and brightness of every tile
         region             QuPath GeoJSON whose polygons limit what is processed
         region_class       only the region's objects of this class
         encoder            encoders by name; empty for none
         weights            a local checkpoint for the (only) encoder
         nuclei             nucleus model by name; empty for none
         pixels             keep the tiles' pixels in the store: none, jpeg or lossless
-        image              keep the whole slide as an OME-NGFF 0.5 pyramid in the store
         export             outward formats to write when a slide is done
         icc                apply the embedded ICC profile (recorded in the store)
         on_bad_tile        a native tile that cannot be decoded: fail the slide, or blank it
@@ -56,13 +56,13 @@ class RunConfig:
     overlap: int = 0
     min_tissue: float = 0.25
     tissue: bool = True
+    quality: bool = True
     region: str = ""
     region_class: str = ""
     encoder: tuple[str, ...] = ("efficientnet-lite0",)
     weights: str = ""
     nuclei: str = ""
     pixels: Pixels = "none"
-    image: bool = False
     export: tuple[str, ...] = ()
     icc: bool = False
     on_bad_tile: OnBadTile = "fail"

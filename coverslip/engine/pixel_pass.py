@@ -88,7 +88,7 @@ def _tile_outputs(
         return not store.is_current(name, parameters, needs=[tiles])
 
     quality: dict[str, Any] = {"on_bad_tile": config.on_bad_tile}
-    if wanted(f"quality/{grid.name}", quality):
+    if config.quality and wanted(f"quality/{grid.name}", quality):
         stage = stages.enter_context(store.stage(f"quality/{grid.name}", quality, needs=[tiles]))
         outputs.append(QualityOutput(windows, stage, grid.mpp, clock))
     pixels: dict[str, Any] = {"codec": config.pixels, "on_bad_tile": config.on_bad_tile}
@@ -106,6 +106,8 @@ def _tile_outputs(
         if wanted(name, recipe):
             stage = stages.enter_context(store.stage(name, recipe, needs=[tiles]))
             outputs.append(FeatureOutput(windows, stage, encoder, config.batch, clock))
+    if not (config.quality or config.encoder or config.pixels != "none"):
+        return []
     folder = context.output / "report" / result.slide
     samples = SampleOutput(windows, folder)
     result.samples = [str(p.relative_to(context.output)) for p in samples.paths]

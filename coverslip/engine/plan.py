@@ -88,3 +88,20 @@ def _plan(
         seconds=max(reading, encoding),
         memory_bytes=int(band + batches),
     )
+
+
+def encoder_rate(config: RunConfig) -> float:
+    """Tiles per second of the configured encoders together, timed on one batch; inf for none."""
+    if not config.encoder:
+        return float("inf")
+    from coverslip.encoders.encoder import load_encoder
+
+    tiles = np.full((min(config.batch, 32), config.tile, config.tile, 3), 200, np.uint8)
+    seconds = 0.0
+    for name in config.encoder:
+        encoder = load_encoder(name, weights=config.weights or None, device=config.device)
+        encoder.encode(tiles)
+        started = time.perf_counter()
+        encoder.encode(tiles)
+        seconds += time.perf_counter() - started
+    return len(tiles) / seconds

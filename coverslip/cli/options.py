@@ -1,0 +1,79 @@
+"""The flags that several commands share; each is declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Slides = Annotated[
+    list[str], typer.Argument(help="Slides: files, folders, globs, URLs.", show_default=False)
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for stores, exports and the report.")
+]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders' folders.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="TOML file with the same names as the flags.")
+]
+Mpp = Annotated[float | None, typer.Option("--mpp", help="Microns per pixel of the tiles. [0.5]")]
+Tile = Annotated[int | None, typer.Option("--tile", help="Tile side in pixels at --mpp. [256]")]
+Overlap = Annotated[int | None, typer.Option("--overlap", help="Pixels neighbours share. [0]")]
+MinTissue = Annotated[
+    float | None, typer.Option("--min-tissue", help="Least share of a tile that is tissue. [0.25]")
+]
+Tissue = Annotated[
+    bool | None, typer.Option("--tissue/--no-tissue", help="Keep only tiles with tissue. [yes]")
+]
+Quality = Annotated[
+    bool | None, typer.Option("--quality/--no-quality", help="Measure focus and pen. [yes]")
+]
+Region = Annotated[
+    str | None, typer.Option("--region", help="QuPath GeoJSON: work only inside its polygons.")
+]
+RegionClass = Annotated[
+    str | None, typer.Option("--region-class", help="Only the region's objects of this class.")
+]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder", help="Encoders, by comma; any timm model, or none. [efficientnet-lite0]"
+    ),
+]
+Weights = Annotated[str | None, typer.Option("--weights", help="Local checkpoint.")]
+Nuclei = Annotated[str | None, typer.Option("--nuclei", help="Nucleus model: watershed.")]
+Pixels = Annotated[
+    str | None, typer.Option("--pixels", help="Keep the tiles' pixels: none, jpeg, lossless.")
+]
+Export = Annotated[
+    str | None, typer.Option("--export", help="By comma: geojson, h5, clam, stamp, parquet.")
+]
+Icc = Annotated[bool | None, typer.Option("--icc/--no-icc", help="Apply the ICC profile. [no]")]
+OnBadTile = Annotated[
+    str | None, typer.Option("--on-bad-tile", help="An undecodable part: fail or blank. [fail]")
+]
+AssumeMpp = Annotated[
+    float | None, typer.Option("--assume-mpp", help="µm per pixel where a slide records none.")
+]
+MppTable = Annotated[
+    str | None, typer.Option("--mpp-table", help="CSV slide,mpp that overrides the files.")
+]
+TrustObjective = Annotated[
+    bool | None,
+    typer.Option("--trust-objective", help="Take 10/power µm where nothing else is recorded."),
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1. [auto]")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Tiles per encoder batch. [64]")]
+Threads = Annotated[
+    int | None, typer.Option("--threads", help="Decode threads; 0: what is granted. [0]")
+]
+ReadTimeout = Annotated[
+    float | None, typer.Option("--read-timeout", help="Seconds before a read is killed. [60]")
+]
+CrossCheck = Annotated[
+    bool | None,
+    typer.Option("--cross-check/--no-cross-check", help="Compare a tile with OpenSlide. [yes]"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per slide on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]

@@ -1,0 +1,76 @@
+"""What a run shows while it goes on, and when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from coverslip.cli.terminal import print_table
+from coverslip.engine.result import SlideResult
+
+
+class RunProgress:
+    """A bar for the slides and one for each stage of the slide in hand, with rates."""
+
+    def __init__(self, total: int, shown: bool = True) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self._slides = self._progress.add_task("slides", total=total, rate="")
+        self._stages: dict[tuple[str, str], object] = {}
+
+    def observe(self, slide: str, stage: str, done: int, total: int) -> None:
+        """An engine's observer."""
+        key = (slide, stage)
+        if key not in self._stages:
+            self._stages[key] = self._progress.add_task(f"  {slide}: {stage}", total=total, rate="")
+        task = self._progress.tasks[self._progress.task_ids.index(self._stages[key])]  # type: ignore[arg-type]
+        rate = f"{task.speed:.0f}/s" if task.speed else ""
+        self._progress.update(task.id, completed=done, rate=rate)
+
+    def finished(self, result: SlideResult) -> None:
+        """One more slide is over."""
+        for key in [key for key in self._stages if key[0] == result.slide]:
+            self._progress.remove_task(self._stages.pop(key))  # type: ignore[arg-type]
+        self._progress.advance(self._slides)
+        if result.status == "failed":
+            self._progress.console.print(f"failed: {result.reason}", markup=False, highlight=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+def summary(results: Sequence[SlideResult], output: Path) -> None:
+    """A row per slide, what failed and why, and where the report is."""
+    rows = [
+        (r.slide, r.status, f"{r.mpp[0]:.4g}" if r.mpp[0] else "", f"{r.tiles:,}",
+         "" if r.nuclei is None else f"{r.nuclei:,}", f"{r.total_seconds:.1f}", r.bottleneck)
+        for r in results
+    ]  # fmt: skip
+    print_table(("slide", "status", "µm/px", "tiles", "nuclei", "seconds", "slowest"), rows)
+    failed = [r for r in results if r.status == "failed"]
+    if failed:
+        print(f"{len(failed)} of {len(results)} slides failed:")
+    for r in failed:
+        print(f"  {r.reason}")
+    print(f"report: {output / 'report.html'}")

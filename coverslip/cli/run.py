@@ -1,0 +1,48 @@
+"""`coverslip run`: everything."""
+
+from __future__ import annotations
+
+import typer
+
+from coverslip.cli import debugging, options
+from coverslip.cli.execution import execute, print_plan, settings_from
+
+
+def run(
+    context: typer.Context,
+    slides: options.Slides,
+    output: options.Output,
+    recursive: options.Recursive = False,
+    config: options.Config = None,
+    mpp: options.Mpp = None,
+    tile: options.Tile = None,
+    overlap: options.Overlap = None,
+    min_tissue: options.MinTissue = None,
+    tissue: options.Tissue = None,
+    quality: options.Quality = None,
+    region: options.Region = None,
+    region_class: options.RegionClass = None,
+    encoder: options.EncoderName = None,
+    weights: options.Weights = None,
+    nuclei: options.Nuclei = None,
+    pixels: options.Pixels = None,
+    export: options.Export = None,
+    icc: options.Icc = None,
+    on_bad_tile: options.OnBadTile = None,
+    assume_mpp: options.AssumeMpp = None,
+    mpp_table: options.MppTable = None,
+    trust_objective: options.TrustObjective = None,
+    device: options.Device = None,
+    batch: options.Batch = None,
+    threads: options.Threads = None,
+    read_timeout: options.ReadTimeout = None,
+    cross_check: options.CrossCheck = None,
+    dry_run: options.DryRun = False,
+    json: options.Json = False,
+) -> None:
+    """Everything for a folder of slides: tissue, tiles, embeddings, nuclei, exports, report."""
+    settings = settings_from(context.params, config)
+    if dry_run:
+        print_plan(slides, recursive, settings)
+    else:
+        execute(slides, output, recursive, settings, json, debugging(context))
