@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder as Encoder
     from coverslip.encoders.encoder import load_encoder as load_encoder
     from coverslip.encoders.registry import EncoderSpec as EncoderSpec
+    from coverslip.engine.config import RunConfig as RunConfig
     from coverslip.engine.run import Run as Run
-    from coverslip.engine.run import RunConfig as RunConfig
     from coverslip.errors import CoverslipError as CoverslipError
     from coverslip.export.geojson import read_geojson as read_geojson
     from coverslip.export.geojson import write_geojson as write_geojson
@@ -47,7 +47,7 @@ _home = {
     "EncoderSpec": "encoders.registry",
     "Level": "wsi.slide",
     "Run": "engine.run",
-    "RunConfig": "engine.run",
+    "RunConfig": "engine.config",
     "Slide": "wsi.slide",
     "SlideStore": "tiling.store",
     "TileGrid": "tiling.grid",

@@ -78,7 +78,8 @@ class UnreadableTile(SlideError):
         self.level, self.column, self.row = level, column, row
         super().__init__(
             path,
-            f"native tile at level {level}, column {column}, row {row} cannot be decoded: {problem}",
+            f"native tile at level {level}, column {column}, row {row} cannot be decoded: "
+            f"{problem}",
             "--on-bad-tile blank goes on without it and records its position",
         )
 

@@ -156,7 +156,7 @@ def _write_pyramid(
             level = _averaged(image, d)
             resolution = 1e4 / 0.25 / d  # px per centimetre
             file.write(
-                _jpeg_tiles(level, tile) if jpeg else level,
+                iter(_jpeg_tiles(level, tile)) if jpeg else level,
                 shape=level.shape,
                 dtype=np.uint8,
                 tile=(tile[1], tile[0]),

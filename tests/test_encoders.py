@@ -50,7 +50,10 @@ def test_resizing_is_antialiased(tiles: np.ndarray) -> None:
     large = np.stack([np.asarray(Image.fromarray(t).resize((448, 448))) for t in tiles])
     resized = encoder._resized(encoder._upload(large)).permute(0, 2, 3, 1).numpy()
     expected = np.stack(
-        [np.asarray(Image.fromarray(t).resize((224, 224), Image.Resampling.BILINEAR)) for t in large]
+        [
+            np.asarray(Image.fromarray(t).resize((224, 224), Image.Resampling.BILINEAR))
+            for t in large
+        ]
     )
     assert np.abs(resized - expected).max() <= 1.0
 
@@ -73,7 +76,7 @@ def test_a_local_checkpoint_loads(tmp_path: Path, tiles: np.ndarray, suffix: str
 def test_wrong_weights_name_the_first_tensor(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"stem.weight": torch.zeros(2)}, path)
-    with pytest.raises(MissingWeights, match="first missing: bn1.bias"):
+    with pytest.raises(MissingWeights, match=r"first missing: bn1\.bias"):
         load_encoder("resnet18", weights=path, device="cpu")
 
 
@@ -114,8 +117,12 @@ def test_token_pooling_skips_prefix_tokens() -> None:
     assert encoder.dim == 2 * 192
     tiles = np.zeros((2, 64, 64, 3), np.uint8)
     with torch.inference_mode():
-        tokens = encoder._network.forward_features((encoder._resized(encoder._upload(tiles)) - encoder._mean) / encoder._std)
-    np.testing.assert_allclose(encoder.encode(tiles)[:, 192:], tokens[:, 5:].mean(1).numpy(), atol=1e-5)
+        tokens = encoder._network.forward_features(
+            (encoder._resized(encoder._upload(tiles)) - encoder._mean) / encoder._std
+        )
+    np.testing.assert_allclose(
+        encoder.encode(tiles)[:, 192:], tokens[:, 5:].mean(1).numpy(), atol=1e-5
+    )
 
 
 def test_a_near_miss_is_named() -> None:
@@ -145,5 +152,9 @@ def test_gpu_and_cpu_agree(tiles: np.ndarray) -> None:
     gpu = load_encoder(device="cuda")
     (streamed,) = gpu.encode_stream([tiles])
     assert np.array_equal(streamed, gpu.encode(tiles))
-    cosine = (on_cpu * streamed).sum(1) / np.linalg.norm(on_cpu, axis=1) / np.linalg.norm(streamed, axis=1)
+    cosine = (
+        (on_cpu * streamed).sum(1)
+        / np.linalg.norm(on_cpu, axis=1)
+        / np.linalg.norm(streamed, axis=1)
+    )
     assert cosine.min() > 0.995

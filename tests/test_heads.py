@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,8 @@ def nuclei_of(slide: Slide, head: WatershedNuclei, own_px: int) -> Nuclei:
 
 
 def polygons_of(nuclei: Nuclei) -> list[shapely.Polygon]:
-    ends = nuclei.polygon_offset
-    return [shapely.Polygon(nuclei.polygon[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    ends = pairwise(nuclei.polygon_offset.tolist())
+    return [shapely.Polygon(nuclei.polygon[a:b]) for a, b in ends]
 
 
 def matched(ours: list[shapely.Polygon], theirs: list[shapely.Polygon], iou: float) -> float:
@@ -149,7 +150,8 @@ def test_own_boxes_partition_the_slide(width: int, height: int, scale: float, ow
     _, own = own_windows((width, height), (scale, scale), own_px, 8)
     points = np.random.default_rng(0).random((200, 2)) * [width, height]
     x, y, w, h = own.T[:, :, None]
-    inside = (points[:, 0] >= x) & (points[:, 0] < x + w) & (points[:, 1] >= y) & (points[:, 1] < y + h)
+    across, down = points.T
+    inside = (across >= x) & (across < x + w) & (down >= y) & (down < y + h)
     assert (inside.sum(axis=0) == 1).all()
 
 

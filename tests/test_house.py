@@ -101,5 +101,3 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
         if p.is_file() and "__pycache__" not in p.parts
     }
     assert wanted <= held
-
-

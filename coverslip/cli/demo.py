@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 
 def demo(
-    output: Path = typer.Option(Path("coverslip-demo"), "--output", "-o", help="Folder."),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder.")] = Path(
+        "coverslip-demo"
+    ),
 ) -> None:
     """The whole job on the real slide in the package."""
     from coverslip.cli.progress import RunProgress

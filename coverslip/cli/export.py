@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -11,8 +12,8 @@ from coverslip.cli.execution import names_in
 
 
 def export(
-    output: Path = typer.Argument(help="Folder of stores that a run wrote."),
-    format: str = typer.Option("geojson", "--format", "-f", help="By comma."),
+    output: Annotated[Path, typer.Argument(help="Folder of stores that a run wrote.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="By comma.")] = "geojson",
 ) -> None:
     """Write outward formats from finished stores, without the slides."""
     from coverslip.engine.export_stores import export_stores

@@ -77,7 +77,7 @@ class Encoder:
         if self.device.type != "cuda":
             yield from map(self.encode, batches)
             return
-        uploading = torch.cuda.Stream(self.device)
+        uploading = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         waiting: torch.Tensor | None = None
         with torch.inference_mode():
             for tiles in batches:
@@ -183,8 +183,8 @@ def _spec_of(name: str) -> EncoderSpec:
         name=plain.replace("/", "_"),
         architecture=plain,
         input_px=config.input_size[-1],
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        mean=(config.mean[0], config.mean[1], config.mean[2]),
+        std=(config.std[0], config.std[1], config.std[2]),
         interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
         crop=1.0,
         licence=config.license or "",
@@ -228,8 +228,8 @@ def _from_hub(spec: EncoderSpec) -> torch.nn.Module:
     except Exception as error:  # the hub client raises a zoo of network errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingWeights(
-            f"encoder {spec.name}: its weights are not on this machine and the hub did not give them "
-            f"({reason})\n  download the checkpoint of timm model {spec.architecture!r} elsewhere and "
+            f"encoder {spec.name}: its weights are not here and the hub did not give them ({reason})\n"
+            f"  download the checkpoint of timm model {spec.architecture!r} elsewhere and "
             "pass it with --weights FILE (.safetensors or .pth)"
         ) from error
 

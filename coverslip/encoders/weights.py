@@ -32,7 +32,7 @@ def read_weights(path: Path) -> dict[str, Any]:
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise MissingWeights(
             f"{path}: cannot be read as weights alone ({str(error).splitlines()[0]})\n"
-            "  save the model's state_dict as .safetensors, or with torch.save(model.state_dict(), ...)"
+            "  save its state_dict as .safetensors, or with torch.save(model.state_dict(), FILE)"
         ) from None
     while isinstance(content, Mapping):
         inner = next((content[k] for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
@@ -52,14 +52,14 @@ def read_weights(path: Path) -> dict[str, Any]:
 def without_prefix(state: dict[str, Any], wanted: set[str]) -> dict[str, Any]:
     """`state` with the one training prefix removed that makes its names fit best."""
 
-    def fitting(candidate: Mapping[str, Any]) -> int:
+    def fitting(candidate: dict[str, Any]) -> int:
         return len(wanted & candidate.keys())
 
     candidates = [state]
     for prefix in PREFIXES:
         inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         candidates.append(inner)
-    return dict(max(candidates, key=fitting))
+    return max(candidates, key=fitting)
 
 
 def load_strictly(model: Any, state: dict[str, Any], path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +115,13 @@ class QualityOutput(Output):
 class PixelOutput(Output):
     """The tiles themselves."""
 
-    def __init__(self, windows: Windows, writer: StageWriter, codec: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        writer: StageWriter,
+        codec: Literal["jpeg", "lossless"],
+        clock: Clock,
+    ) -> None:
         self.windows, self._clock, self._writer = windows, clock, writer
         w, h = windows.size
         total = len(windows.origins)

@@ -12,7 +12,7 @@ from coverslip.engine.config import RunConfig
 from coverslip.engine.opening import open_for_run
 from coverslip.engine.survey import survey
 from coverslip.errors import CoverslipError
-from coverslip.tiling.reading import source_for
+from coverslip.tiling.assembly import source_for
 from coverslip.tiling.stream import TileStream
 from coverslip.wsi.slide import Slide
 

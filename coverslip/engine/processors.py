@@ -1,4 +1,4 @@
-"""How many processors this process may really use: affinity, cgroup quota and Slurm, not the host's."""
+"""How many processors this process may use: affinity, cgroup quota and Slurm, not the host's."""
 
 from __future__ import annotations
 

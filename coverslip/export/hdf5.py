@@ -21,7 +21,10 @@ from coverslip.durable import whole_file
 from coverslip.errors import StoreError
 
 CHUNK_ROWS = 1024
+STAMP_FORMAT = "2.1.0"
+"""The STAMP that introduced this layout; it compares the version with its own and parses it."""
 Layout = Literal["trident", "clam", "stamp"]
+Datasets = Mapping[str, tuple[Any, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ def _trident_attributes(tiles: TileTable) -> dict[str, Any]:
 
 
 def write_trident_coords(path: str | PathLike[str], tiles: TileTable) -> None:
-    """`patches/<slide>_patches.h5`: coords int64 [N, 2] with TRIDENT's attributes on the dataset."""
+    """`patches/<slide>_patches.h5`: coords int64 [N, 2], TRIDENT's attributes on the dataset."""
     _write(path, {"coords": (tiles.corners, _trident_attributes(tiles))}, {})
 
 
@@ -107,8 +110,8 @@ def write_trident_features(
     features   array-like [N, D]; read in blocks
     """
     marks = {"name": tiles.slide, "savetodir": "None", "encoder": encoder}
-    content = {
-        "features": (features, marks),
+    content: Datasets = {
+        "features": (_Cast(features, "float32"), marks),
         "coords": (tiles.corners, _trident_attributes(tiles)),
     }
     _write(path, content, {})
@@ -129,8 +132,8 @@ def write_clam_coords(path: str | PathLike[str], tiles: TileTable) -> None:
 
 
 def write_clam_features(path: str | PathLike[str], tiles: TileTable, features: Any) -> None:
-    """CLAM's `h5_files/<slide>.h5`: features float32 [N, D] and coords int32 [N, 2], no attributes."""
-    content = {"features": (features, {}), "coords": (tiles.corners.astype(np.int32), {})}
+    """CLAM's `h5_files/<slide>.h5`: features float32 [N, D], coords int32 [N, 2], no attributes."""
+    content: Datasets = {"features": (features, {}), "coords": (tiles.corners.astype(np.int32), {})}
     _write(path, content, {})
 
 
@@ -149,12 +152,13 @@ def write_stamp(
 
     code_hash   what tells apart extractors of one name; here the recipe's hash
     """
-    content = {
+    content: Datasets = {
         "coords": ((tiles.corners * tiles.slide_mpp).astype(np.float32), {}),
-        "feats": (_Half(features), {}),
+        "feats": (_Cast(features, "float16"), {}),
     }
     attributes = {
-        "stamp_version": f"coverslip {__version__}",
+        "stamp_version": STAMP_FORMAT,
+        "software": f"coverslip {__version__}",
         "extractor": encoder,
         "unit": "um",
         "tile_size_um": float(tiles.tile * tiles.mpp),
@@ -165,19 +169,19 @@ def write_stamp(
     _write(path, content, attributes)
 
 
-class _Half:
-    """An array read as float16, block by block."""
+class _Cast:
+    """An array of another type, converted block by block."""
 
-    def __init__(self, values: Any) -> None:
-        self._values, self.shape, self.dtype = values, values.shape, np.dtype(np.float16)
+    def __init__(self, values: Any, dtype: str) -> None:
+        self._values, self.shape, self.dtype = values, values.shape, np.dtype(dtype)
 
-    def __getitem__(self, rows: slice) -> npt.NDArray[np.float16]:
-        return np.asarray(self._values[rows], np.float16)
+    def __getitem__(self, rows: slice) -> npt.NDArray[Any]:
+        return np.asarray(self._values[rows], self.dtype)
 
 
 def _write(
     path: str | PathLike[str],
-    datasets: Mapping[str, tuple[Any, Mapping[str, Any]]],
+    datasets: Datasets,
     attributes: Mapping[str, Any],
 ) -> None:
     import h5py
@@ -211,37 +215,67 @@ def read_features_h5(path: str | PathLike[str], slide_mpp: float | None = None) 
 
     try:
         with h5py.File(path, "r") as file:
-            if "feats" in file and "coords" in file:
-                if slide_mpp is None:
-                    raise StoreError(
-                        fspath(path),
-                        "is STAMP's, in µm; the slide's mpp is needed",
-                        "pass slide_mpp",
-                    )
-                coords = np.asarray(file["coords"], np.float64) / slide_mpp
-                return _checked(path, coords, file["feats"][:], dict(file.attrs), "stamp")
-            if "features" not in file or "coords" not in file:
-                held = ", ".join(sorted(file)) or "nothing"
-                raise StoreError(fspath(path), f"holds {held}, not features and coords")
-            marks = {**file["features"].attrs, **file["coords"].attrs}
-            layout: Layout = "trident" if "patch_size_level0" in marks else "clam"
-            features = np.asarray(file["features"])
-            features = features[0] if features.ndim == 3 and len(features) == 1 else features
-            coords = np.asarray(file["coords"], np.float64).reshape(-1, file["coords"].shape[-1])
-            return _checked(path, coords[:, :2], features, marks, layout)
+            return _read(fspath(path), file, slide_mpp)
     except OSError as error:
         raise StoreError(fspath(path), f"cannot be read as HDF5 ({error})") from None
 
 
-def _checked(
-    path: str | PathLike[str],
-    coords: npt.NDArray[np.float64],
-    features: npt.NDArray[Any],
-    attributes: Mapping[str, Any],
-    layout: Layout,
-) -> FeatureTable:
-    if len(coords) != len(features):
+def _read(path: str, file: Any, slide_mpp: float | None) -> FeatureTable:
+    name = "feats" if "feats" in file else "features"
+    held = {key: file[key] for key in (name, "coords") if key in file}
+    if len(held) < 2 or not all(hasattr(dataset, "dtype") for dataset in held.values()):
+        found = ", ".join(sorted(file)) or "nothing"
         raise StoreError(
-            fspath(path), f"holds {len(coords)} coordinates but {len(features)} features"
+            path,
+            f"holds {found}; wanted are the datasets features (or feats) and coords",
+            "files of TRIDENT, CLAM and STAMP with features of tiles are read",
         )
+    features, coords = np.asarray(held[name]), np.asarray(held["coords"], np.float64)
+    if features.ndim == 3 and len(features) == 1:  # some tools keep a batch axis
+        features, coords = features[0], coords.reshape(-1, coords.shape[-1])
+    if features.ndim != 2 or coords.ndim != 2 or coords.shape[1] < 2:
+        raise StoreError(
+            path,
+            f"holds features {features.shape} and coords {coords.shape}, not [N, D] and [N, 2]",
+        )
+    if len(coords) != len(features):
+        raise StoreError(path, f"holds {len(coords)} coordinates but {len(features)} features")
+    marks = {**file.attrs, **held[name].attrs, **held["coords"].attrs}
+    layout: Layout = "trident" if "patch_size_level0" in marks else "clam"
+    coords = coords[:, :2]
+    if name == "feats":
+        layout = "stamp"
+        if slide_mpp is None:
+            raise StoreError(
+                path,
+                "is STAMP's, whose coordinates are µm; the slide's pixel size is needed",
+                "pass slide_mpp, for example slide_mpp=0.25",
+            )
+        coords = _stamp_um(path, coords, marks) / slide_mpp
+    attributes = {key: _plain(value) for key, value in marks.items()}
     return FeatureTable(coords, features, attributes, layout)
+
+
+def _stamp_um(
+    path: str, coords: npt.NDArray[np.float64], marks: Mapping[str, Any]
+) -> npt.NDArray[np.float64]:
+    """STAMP's coordinates in µm. Before version 2 they were px of 256 / 224 µm, unlabelled."""
+    if "tile_size_um" in marks or _plain(marks.get("unit")) == "um":
+        return coords
+    steps = [np.diff(np.unique(coords[:, axis])) for axis in range(2)]
+    if round(min((float(step.min()) for step in steps if len(step)), default=0.0)) == 224:
+        return coords * (256 / 224)
+    raise StoreError(
+        path,
+        "does not say in which unit its coordinates are, and they are not 224 apart",
+        "extract the features again with STAMP 2 or later",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """An HDF5 attribute as Python's own type."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return value.item() if isinstance(value, np.generic) else value

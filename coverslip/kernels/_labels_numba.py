@@ -111,7 +111,7 @@ def _flood(height: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels
 
 @njit(nogil=True, cache=True)
 def _is(labels: Labels, v: int, u: int, label: int) -> bool:
-    return 0 <= v < labels.shape[0] and 0 <= u < labels.shape[1] and labels[v, u] == label
+    return bool(0 <= v < labels.shape[0] and 0 <= u < labels.shape[1] and labels[v, u] == label)
 
 
 @njit(nogil=True, cache=True)

@@ -26,4 +26,5 @@ def _weights(length: int, start: float, step: float, count: int) -> npt.NDArray[
     low = start + np.arange(count)[:, None] * step
     pixel = np.arange(length)[None, :]
     shared = np.minimum(low + step, pixel + 1) - np.maximum(low, pixel)
-    return np.clip(shared, 0, None) / step
+    weights: npt.NDArray[np.float64] = np.clip(shared, 0, None) / step
+    return weights

@@ -199,5 +199,5 @@ def all_boxes(
 
 
 def _count(length: float, tile: int, step: int) -> int:
-    """Tiles along a side of `length` px: none starts where the one before already covers the rest."""
+    """Tiles along a side of `length` px; none starts where the one before covers the rest."""
     return 1 + max(0, int(np.ceil((length - tile) / step - 1e-9)))

@@ -15,8 +15,8 @@ GLASS = 245.0
 class TileQuality:
     """float32 [B] each.
 
-    focus        fine detail over coarse detail, 0 for a flat tile; falls to a third with a blur of 0.35 µm,
-                 whatever the stain's strength
+    focus        fine detail over coarse detail, 0 for a flat tile; a blur of 0.35 µm cuts it to a
+                 third, whatever the stain's strength
     pen          share of pixels in colours of ink
     brightness   mean grey level, 0 to 255
     """
@@ -61,7 +61,8 @@ def _difference_energy(density: npt.NDArray[np.float32], step: int) -> npt.NDArr
         return np.zeros(len(density), np.float32)
     middle = density[:, :, step:-step]
     second = density[:, :, 2 * step :] + density[:, :, : -2 * step] - 2 * middle
-    return np.einsum("byx,byx->b", second, second) / np.float32(max(second[0].size, 1))
+    energy = np.einsum("byx,byx->b", second, second) / max(second[0].size, 1)
+    return np.asarray(energy, np.float32)
 
 
 def _ink(pixels: RGBBatch) -> npt.NDArray[np.float32]:

@@ -195,7 +195,7 @@ def _bilinear(
     i, j = np.floor(row).astype(np.int64), np.floor(column).astype(np.int64)
     i1, j1 = np.minimum(i + 1, total.shape[0] - 1), np.minimum(j + 1, total.shape[1] - 1)
     a, b = row - i, column - j
-    return (
+    return np.asarray(
         total[i, j] * (1 - a) * (1 - b) + total[i1, j] * a * (1 - b)
         + total[i, j1] * (1 - a) * b + total[i1, j1] * a * b
     )  # fmt: skip

@@ -184,7 +184,7 @@ def _without_edges(
     mask: Mask, score: npt.NDArray[np.float32], mpp: float, settings: TissueSettings
 ) -> Mask:
     """Without thin straight bands: a coverslip's edge is long, narrow and pale."""
-    labels, count = ndimage.label(mask)
+    labels, _ = ndimage.label(mask)
     height, width = mask.shape
     result = mask.copy()
     for number, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):

@@ -28,8 +28,10 @@ class Codec(Protocol):
     reductions   how often it can halve the sides cheaply
     """
 
-    name: str
-    reductions: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def reductions(self) -> int: ...
 
     def decode(self, data: bytes, segment: int, reduction: int) -> RGB:
         """data of native tile number `segment` -> RGB at 1 / 2**reduction of its sides."""
@@ -136,7 +138,7 @@ class Jpeg2000Codec:
 
 
 def jpeg2000_levels(data: bytes) -> int:
-    """The wavelet decompositions a JPEG 2000 codestream's COD segment announces; 0 if unreadable."""
+    """How many wavelet decompositions a codestream's COD segment announces; 0 if unreadable."""
     start = data.find(b"\xff\x4f\xff\x51")
     place = data.find(b"\xff\x52", max(start, 0), max(start, 0) + 4096)
     # COD: marker, length (2), style (1), progression (1), layers (2), colour transform (1), levels

@@ -21,10 +21,10 @@ def fingerprint(path: str | PathLike[str]) -> str:
         return ""
     digest = hashlib.blake2b(digest_size=16)
     if os.path.isdir(name):
-        for file in sorted(p for p in Path(name).rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(name)}\0{file.stat().st_size}\n".encode())
-            if file.name in ("zarr.json", ".zattrs", ".zarray"):
-                digest.update(file.read_bytes())
+        for part in sorted(p for p in Path(name).rglob("*") if p.is_file()):
+            digest.update(f"{part.relative_to(name)}\0{part.stat().st_size}\n".encode())
+            if part.name in ("zarr.json", ".zattrs", ".zarray"):
+                digest.update(part.read_bytes())
         return digest.hexdigest()
     size = os.path.getsize(name)
     with open(name, "rb") as file:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class GuardedReader:
         self._places = threading.BoundedSemaphore(most)
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
-        """(height, width, 3) RGB. Raises ReadFailed, ReadTimedOut; either way the next read is sound."""
+        """(height, width, 3) RGB. Raises ReadFailed, ReadTimedOut; the next read is sound again."""
         with self._places:
             child = self._child()
             try:
@@ -101,8 +101,8 @@ def _kill(child: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def _receive(pipe: BinaryIO | object, length: int, deadline: float) -> bytes:
-    fd = pipe.fileno()  # type: ignore[union-attr, attr-defined]
+def _receive(pipe: IO[bytes], length: int, deadline: float) -> bytes:
+    fd = pipe.fileno()
     received = bytearray()
     while len(received) < length:
         left = deadline - time.monotonic()
