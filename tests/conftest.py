@@ -183,3 +183,17 @@ def _jpeg_tiles(image: RGB, tile: tuple[int, int]) -> list[bytes]:
         for y in range(0, image.shape[0], height)
         for x in range(0, image.shape[1], width)
     ]
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path, small_slide: Path) -> Path:
+    """A copy of the real slide with the bytes of its native tile (column 4, row 6) zeroed."""
+    path = tmp_path / "spoiled.svs"
+    path.write_bytes(small_slide.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        page, number = file.pages[0], 6 * 10 + 4
+        offset, count = page.dataoffsets[number], page.databytecounts[number]
+    with open(path, "r+b") as content:
+        content.seek(offset)
+        content.write(bytes(count))
+    return path

@@ -256,6 +256,25 @@ class TestAtomic:
         assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
         assert path.read_bytes() == before
 
+    @pytest.mark.parametrize("count", [2_000, 20_000])
+    @pytest.mark.parametrize("kind", ["hdf5", "torch"])
+    def test_a_disk_that_is_full_is_an_error_like_any_other(
+        self, tmp_path: Path, count: int, kind: str
+    ) -> None:
+        """HDF5 by itself would end the process, torch would name no cause."""
+        resource = pytest.importorskip("resource")
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        try:
+            with pytest.raises(StoreError, match=r"a\.h5: cannot be written: File too large"):
+                if kind == "hdf5":
+                    write_trident_features(tmp_path / "a.h5", table(count), features(count), "e")
+                else:
+                    write_clam_tensor(tmp_path / "a.h5", features(count))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(tmp_path.iterdir()) == []
+
     def test_the_same_content_is_the_same_bytes(self, tmp_path: Path) -> None:
         write_stamp(tmp_path / "a.h5", table(), features(), "e", "1")
         write_stamp(tmp_path / "b.h5", table(), features(), "e", "1")

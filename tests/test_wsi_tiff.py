@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import address_pixels, write_pyramid
+from pyramids import address_pixels, write_pyramid
 
 from coverslip.errors import BrokenSlide, SlideError, UnreadableTile, UnsupportedSlide
 from coverslip.tiling.reading import read_window
@@ -103,8 +103,8 @@ def test_sparse_tiles_are_background(tmp_path: Path) -> None:
         assert np.array_equal(whole(slide)[256:], address_pixels(512, 512)[256:])
 
 
-def test_one_damaged_tile_does_not_poison_the_rest(spoiled: Path, sample_slide: Path) -> None:
-    with open_slide(spoiled, cross_check=False) as slide, open_slide(sample_slide) as sound:
+def test_one_damaged_tile_does_not_poison_the_rest(spoiled: Path, small_slide: Path) -> None:
+    with open_slide(spoiled, cross_check=False) as slide, open_slide(small_slide) as sound:
         with pytest.raises(UnreadableTile, match="level 0, column 4, row 6") as caught:
             slide.decode_tile(0, 4, 6)
         assert (caught.value.column, caught.value.row) == (4, 6)
@@ -160,9 +160,9 @@ def test_a_hundred_thousand_directories(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
 def test_truncated_slides_are_refused_or_fail_by_tile(
-    tmp_path: Path, sample_slide: Path, share: float
+    tmp_path: Path, small_slide: Path, share: float
 ) -> None:
-    content = sample_slide.read_bytes()
+    content = small_slide.read_bytes()
     path = tmp_path / "cut.svs"
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(SlideError, match=r"cut\.svs"), open_slide(path) as slide:
@@ -178,9 +178,9 @@ def test_absurd_dimensions(tmp_path: Path) -> None:
         tiff.open(path)
 
 
-def test_a_jpeg_that_claims_to_be_huge_is_not_decoded(tmp_path: Path, sample_slide: Path) -> None:
+def test_a_jpeg_that_claims_to_be_huge_is_not_decoded(tmp_path: Path, small_slide: Path) -> None:
     path = tmp_path / "bomb.svs"
-    path.write_bytes(sample_slide.read_bytes())
+    path.write_bytes(small_slide.read_bytes())
     with tifffile.TiffFile(path) as file:
         offset, count = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
     data = bytearray(path.read_bytes())
@@ -191,10 +191,10 @@ def test_a_jpeg_that_claims_to_be_huge_is_not_decoded(tmp_path: Path, sample_sli
         slide.decode_tile(0, 0, 0)
 
 
-def test_the_sample_equals_openslide(sample_slide: Path) -> None:
+def test_the_sample_equals_openslide(small_slide: Path) -> None:
     import openslide
 
-    with open_slide(sample_slide) as slide, openslide.OpenSlide(sample_slide) as other:
+    with open_slide(small_slide) as slide, openslide.OpenSlide(small_slide) as other:
         expected = np.asarray(other.read_region((0, 0), 0, slide.size).convert("RGB"))
         assert np.array_equal(whole(slide), expected)
         assert slide.properties["coverslip.cross-check"] == "openslide"
@@ -205,12 +205,12 @@ def test_the_sample_equals_openslide(sample_slide: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", SLIDES)
-def test_real_slides_equal_openslide_and_reduce_faithfully(shared_data: Path, name: str) -> None:
+def test_real_slides_equal_openslide_and_reduce_faithfully(real_data: Path, name: str) -> None:
     """Identical pixels at scale 1. Reduced tiles against area-averaged full ones: PSNR above 45 dB
     for JPEG (DCT scaling is nearly averaging), above 22 dB for JPEG 2000 (wavelets keep edges)."""
     import openslide
 
-    path = shared_data / "slides" / f"{name}.svs"
+    path = real_data / "slides" / f"{name}.svs"
     with open_slide(path, require_mpp=False) as slide, openslide.OpenSlide(path) as other:
         level = slide.levels[0]
         columns, rows = level.grid
@@ -234,10 +234,10 @@ def test_real_slides_equal_openslide_and_reduce_faithfully(shared_data: Path, na
                 assert 10 * np.log10(255**2 / max(error, 1e-9)) > least
 
 
-def test_a_jpeg_tile_is_handed_over_whole(sample_slide: Path) -> None:
+def test_a_jpeg_tile_is_handed_over_whole(small_slide: Path) -> None:
     from simplejpeg import decode_jpeg
 
-    with tiff.open(sample_slide) as slide:
+    with tiff.open(small_slide) as slide:
         stream = slide.compressed_tile(0, 3, 3)
         assert stream is not None
         assert np.array_equal(decode_jpeg(stream), slide.decode_tile(0, 3, 3))
