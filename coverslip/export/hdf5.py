@@ -141,8 +141,10 @@ def write_clam_tensor(path: str | PathLike[str], features: Any) -> None:
     """CLAM's `pt_files/<slide>.pt`: the float32 [N, D] tensor."""
     import torch
 
-    with whole_file(Path(fspath(path))) as aside:
-        torch.save(torch.from_numpy(np.asarray(features, np.float32)), aside)
+    with whole_file(Path(fspath(path))) as aside, aside.open("w+b", buffering=0) as raw:
+        sink: Any = _Sink(raw)
+        torch.save(torch.from_numpy(np.asarray(features, np.float32)), sink)
+        sink.check()
 
 
 def write_stamp(
@@ -181,27 +183,75 @@ class _Cast:
 
 def _write(
     path: str | PathLike[str],
-    datasets: Datasets,
+    datasets: Mapping[str, tuple[Any, Mapping[str, Any]]],
     attributes: Mapping[str, Any],
 ) -> None:
     import h5py
 
-    with whole_file(Path(fspath(path))) as aside, h5py.File(aside, "w", track_order=False) as file:
-        for name, (values, marks) in datasets.items():
-            rows = max(1, min(CHUNK_ROWS, values.shape[0]))
-            dataset = file.create_dataset(
-                name,
-                shape=values.shape,
-                dtype=values.dtype,
-                maxshape=(None, *values.shape[1:]),
-                chunks=(rows, *(max(s, 1) for s in values.shape[1:])),
-                track_times=False,
-            )
-            for start in range(0, values.shape[0], 16 * CHUNK_ROWS):
-                block = slice(start, start + 16 * CHUNK_ROWS)
-                dataset[block] = values[block]
-            dataset.attrs.update(marks)
-        file.attrs.update(attributes)
+    with whole_file(Path(fspath(path))) as aside, aside.open("w+b", buffering=0) as raw:
+        sink: Any = _Sink(raw)
+        with h5py.File(sink, "w") as file:
+            for name, (values, marks) in datasets.items():
+                _write_dataset(file, name, values, sink)
+                file[name].attrs.update(marks)
+            file.attrs.update(attributes)
+        sink.check()
+
+
+def _write_dataset(file: Any, name: str, values: Any, sink: _Sink) -> None:
+    rows = max(1, min(CHUNK_ROWS, values.shape[0]))
+    dataset = file.create_dataset(
+        name,
+        shape=values.shape,
+        dtype=values.dtype,
+        maxshape=(None, *values.shape[1:]),
+        chunks=(rows, *(max(s, 1) for s in values.shape[1:])),
+        track_times=False,
+    )
+    for start in range(0, values.shape[0], 16 * CHUNK_ROWS):
+        if sink.error is not None:
+            return
+        block = slice(start, start + 16 * CHUNK_ROWS)
+        dataset[block] = values[block]
+
+
+class _Sink:
+    """A file that keeps the first refusal to write to itself until `check`.
+
+    HDF5 cannot close a file whose last writes fail: on a full disk it takes the process down.
+    torch reports such a disk as a broken invariant of its own.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+        self.read, self.readinto = file.read, file.readinto
+
+    def check(self) -> None:
+        """Raises OSError if anything could not be written."""
+        if self.error is not None:
+            raise self.error
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content).cast("B")
+        size = len(left)
+        try:
+            while left and self.error is None:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int) -> int:
+        try:
+            return int(self._file.truncate(size))
+        except OSError as error:
+            self.error = self.error or error
+            return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def read_features_h5(path: str | PathLike[str], slide_mpp: float | None = None) -> FeatureTable:
