@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,20 +84,30 @@ class TilePlane:
             spans[:, axis + 2] = np.clip(past, spans[:, axis], count)
         return spans
 
-    def keys(self, span: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The numbers of the tiles in one span, row by row."""
-        x0, y0, x1, y1 = span.tolist()
-        return (np.arange(y0, y1)[:, None] * self.columns + np.arange(x0, x1)[None, :]).ravel()
+    def keys(self, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The numbers of the tiles under some windows (spans [N, 4]), window by window, row by
+        row; a tile under several windows is there several times."""
+        x0, y0, x1, y1 = spans.T
+        across = x1 - x0
+        counts = across * (y1 - y0)
+        window = np.repeat(np.arange(len(spans)), counts)
+        place = np.arange(len(window)) - np.repeat(np.cumsum(counts) - counts, counts)
+        row, column = np.divmod(place, across[window])
+        keys: npt.NDArray[np.int64] = (y0[window] + row) * self.columns + x0[window] + column
+        return keys
 
     def assemble(
         self,
         tiles: Mapping[int, RGB | None],
-        span: npt.NDArray[np.int64],
-        origin: tuple[float, float],
+        span: Sequence[int],
+        origin: Sequence[float],
         scale: tuple[float, float],
         out: npt.NDArray[np.uint8],
     ) -> None:
-        """Fill `out` (h, w, 3) with the window at `origin` (level-0 px); white where nothing is."""
+        """Fill `out` (h, w, 3) with the window at `origin` (level-0 px); white where nothing is.
+
+        tiles   decoded tiles by number; all those in the window's `span`
+        """
         height, width = out.shape[:2]
         dx, dy = self.source.downsample
         x, y = origin[0] / dx, origin[1] / dy
@@ -115,22 +125,24 @@ class TilePlane:
     def _gather(
         self,
         tiles: Mapping[int, RGB | None],
-        span: npt.NDArray[np.int64],
+        span: Sequence[int],
         left: int,
         top: int,
         out: npt.NDArray[np.uint8],
     ) -> None:
         """Copy the plane's pixels from (left, top) on into `out`."""
         width, height = self.tile
-        right = min(left + out.shape[1], self.size[0])
-        bottom = min(top + out.shape[0], self.size[1])
-        if left < 0 or top < 0 or right < left + out.shape[1] or bottom < top + out.shape[0]:
+        right, bottom = left + out.shape[1], top + out.shape[0]
+        if left < 0 or top < 0 or right > self.size[0] or bottom > self.size[1]:
             out[...] = 255
-        x0, y0, x1, y1 = span.tolist()
+            right, bottom = min(right, self.size[0]), min(bottom, self.size[1])
+        x0, y0, x1, y1 = span
         for row in range(y0, y1):
-            ya, yb = max(row * height, top), min((row + 1) * height, bottom)
+            y = row * height
+            ya, yb = max(y, top), min(y + height, bottom)
             for column in range(x0, x1):
-                xa, xb = max(column * width, left), min((column + 1) * width, right)
+                x = column * width
+                xa, xb = max(x, left), min(x + width, right)
                 if xa >= xb or ya >= yb:
                     continue
                 tile = tiles[row * self.columns + column]
@@ -138,10 +150,7 @@ class TilePlane:
                 if tile is None:
                     target[...] = 255
                 else:
-                    target[...] = tile[
-                        ya - row * height : yb - row * height,
-                        xa - column * width : xb - column * width,
-                    ]
+                    target[...] = tile[ya - y : yb - y, xa - x : xb - x]
 
 
 def _is_copy(start: float, step: float, count: int) -> bool:

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 
 from coverslip.errors import UnreadableTile
-from coverslip.tiling.assembly import TilePlane, source_for
+from coverslip.tiling.assembly import TilePlane
+from coverslip.tiling.assembly import source_for as source_for
 from coverslip.tiling.windows import Windows
 from coverslip.wsi.slide import RGB, Box, Slide
 
@@ -32,17 +33,17 @@ def read_window(
     """
     plane = TilePlane(slide, source_for(slide, scale))
     window = Windows(np.array([origin], np.float64), size, scale)
-    span = plane.spans(window)[0]
+    spans = plane.spans(window)
     out = np.empty((size[1], size[0], 3), np.uint8)
     tiles: dict[int, RGB | None] = {}
-    for key in plane.keys(span).tolist():
+    for key in plane.keys(spans).tolist():
         try:
             tiles[key] = plane.decode(key)
         except UnreadableTile:
             if on_bad_tile == "raise":
                 raise
             tiles[key] = None
-    plane.assemble(tiles, span, origin, scale, out)
+    plane.assemble(tiles, spans[0].tolist(), origin, scale, out)
     return out
 
 

@@ -163,7 +163,8 @@ def stream_windows(
         return
     plane = TilePlane(slide, _finest([source_for(slide, r.scale) for r in requests]))
     schedule = _Schedule.of(plane, requests, sizes)
-    work = _Worker(plane, requests, schedule, on_bad_tile, counters or StreamCounters())
+    sheets = [_Sheets.of(r, size) for r, size in zip(requests, sizes, strict=True)]
+    work = _Worker(plane, requests, schedule, sheets, on_bad_tile, counters or StreamCounters())
     if threads <= 1:
         yield from work.batches(_run_here)
         return
@@ -192,7 +193,7 @@ class _Schedule:
         first = np.full(count, len(batches), np.int64)
         last = np.full(count, -1, np.int64)
         for number, (request, index) in enumerate(batches):
-            keys = _touched(plane, spans[request][index])
+            keys = np.unique(plane.keys(spans[request][index]))
             np.minimum.at(first, keys, number)
             last[keys] = number
         return cls(batches, spans, _by_batch(first, len(batches)), _by_batch(last, len(batches)))
@@ -212,16 +213,42 @@ def _batches(
     return [(request, index) for _, request, index in runs]
 
 
-def _touched(plane: TilePlane, spans: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The tiles under some windows, ascending."""
-    return np.unique(np.concatenate([plane.keys(span) for span in spans]))
-
-
 def _by_batch(number: npt.NDArray[np.int64], batches: int) -> list[npt.NDArray[np.int64]]:
     """For each batch, the tiles whose `number` it is."""
     order = np.argsort(number, kind="stable")
     edges = np.searchsorted(number[order], np.arange(batches + 1))
     return [order[edges[i] : edges[i + 1]] for i in range(batches)]
+
+
+class _Sheet:
+    """Memory lent to one batch; goes back when the batch and every view of it are gone."""
+
+    def __init__(self, memory: npt.NDArray[np.uint8], spare: list[npt.NDArray[np.uint8]]) -> None:
+        self.__array_interface__ = memory.__array_interface__
+        self._memory, self._spare = memory, spare
+
+    def __del__(self) -> None:
+        self._spare.append(self._memory)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sheets:
+    """Memory for the batches of one request, used again as consumers let go of it.
+
+    Fresh memory is zeroed by the kernel page by page, which would cost a twelfth of the time that
+    decoding takes.
+    """
+
+    shape: tuple[int, int, int, int]
+    spare: list[npt.NDArray[np.uint8]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: Windows, batch: int) -> _Sheets:
+        return cls((min(batch, len(request)), request.size[1], request.size[0], 3))
+
+    def lend(self) -> npt.NDArray[np.uint8]:
+        memory = self.spare.pop() if self.spare else np.empty(self.shape, np.uint8)
+        return np.asarray(_Sheet(memory, self.spare))
 
 
 Submit = Callable[..., "Future[None]"]
@@ -234,6 +261,7 @@ class _Worker:
     plane: TilePlane
     requests: Sequence[Windows]
     schedule: _Schedule
+    sheets: list[_Sheets]
     on_bad_tile: OnBadTile
     counters: StreamCounters
     tiles: dict[int, RGB | None] = field(default_factory=dict)
@@ -277,13 +305,12 @@ class _Worker:
     def _assembled(self, number: int, submit: Submit, pieces: int) -> WindowBatch:
         request, index = self.schedule.batches[number]
         windows, spans = self.requests[request], self.schedule.spans[request][index]
-        width, height = windows.size
-        pixels = np.empty((len(index), height, width, 3), np.uint8)
-        origins = windows.origins[index]
+        pixels = self.sheets[request].lend()[: len(index)]
+        corners = windows.origins[index]
         parts = np.array_split(np.arange(len(index)), min(pieces, len(index)))
         _wait(
             [
-                submit(self._assemble_some, part.tolist(), spans, origins, windows.scale, pixels)
+                submit(self._assemble_some, part, spans, corners, windows.scale, pixels)
                 for part in parts
             ]
         )
@@ -294,21 +321,21 @@ class _Worker:
         damaged = np.zeros(len(index), np.bool_)
         if known:
             broken = np.array([key for key, _ in known])
-            damaged[:] = [np.isin(self.plane.keys(span), broken).any() for span in spans]
+            damaged[:] = [np.isin(self.plane.keys(s[None]), broken).any() for s in spans]
         return WindowBatch(request, index, pixels, bad, damaged)
 
     def _assemble_some(
         self,
-        part: list[int],
+        part: npt.NDArray[np.int64],
         spans: npt.NDArray[np.int64],
-        origins: npt.NDArray[np.float64],
+        corners: npt.NDArray[np.float64],
         scale: tuple[float, float],
         pixels: npt.NDArray[np.uint8],
     ) -> None:
         started = time.perf_counter()
-        for i in part:
-            x, y = origins[i].tolist()
-            self.plane.assemble(self.tiles, spans[i], (x, y), scale, pixels[i])
+        places = zip(spans[part].tolist(), corners[part].tolist(), strict=True)
+        for i, (span, corner) in zip(part.tolist(), places, strict=True):
+            self.plane.assemble(self.tiles, span, corner, scale, pixels[i])
         with self.counting:
             self.counters.windows += len(part)
             self.counters.assemble_seconds += time.perf_counter() - started
