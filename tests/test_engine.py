@@ -46,6 +46,12 @@ def tree(folder: Path) -> dict[str, bytes]:
     }
 
 
+def report_rows(output: Path) -> dict[str, dict[str, str]]:
+    """File name -> its row of the report."""
+    with open(output / "report.csv", newline="") as file:
+        return {row["file"]: row for row in csv.DictReader(file)}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, small_slide: Path) -> Path:
     """An undisturbed full run over the sample slide."""
@@ -72,7 +78,7 @@ def test_a_run_leaves_everything_it_promises(finished: Path, small_slide: Path) 
         assert np.array_equal(file["features"], features)
         assert np.array_equal(file["coords"], grid.boxes[:, :2])
     assert (finished / "report.html").stat().st_size > 3000
-    (row,) = csv.DictReader((finished / "report.csv").open())
+    (row,) = report_rows(finished).values()
     assert row["status"] == "done"
     assert int(row["nuclei"]) == len(nuclei)
 
@@ -156,7 +162,7 @@ def test_one_bad_slide_is_a_row(
     assert main(arguments) == 1
     shown = capsys.readouterr()
     assert "Traceback" not in shown.out + shown.err
-    rows = {row["file"]: row for row in csv.DictReader((out / "report.csv").open())}
+    rows = report_rows(out)
     assert len(rows) == 13
     assert rows["good slide µ.svs"]["status"] == "done"
     reasons = {name: row["reason"] for name, row in rows.items() if row["status"] == "failed"}
@@ -198,8 +204,9 @@ def test_no_tissue_is_a_status_with_a_picture(tmp_path: Path) -> None:
     (result,) = Run.over([tmp_path / "glass.tif"], tmp_path / "out", QUICK).execute(debug=True)
     assert result.status == "no tissue"
     assert (tmp_path / "out" / result.overview).exists()
-    assert main(["run", str(tmp_path / "glass.tif"), "-o", str(tmp_path / "out2"),
-                 "--encoder", "none", "--nuclei", "watershed", "--export", "geojson,h5,parquet"]) == 0  # fmt: skip
+    arguments = ["run", str(tmp_path / "glass.tif"), "-o", str(tmp_path / "out2")]
+    wanted = ["--encoder", "none", "--nuclei", "watershed", "--export", "geojson,h5,parquet"]
+    assert main([*arguments, *wanted]) == 0
 
 
 def test_slides_of_one_stem_do_not_meet(tmp_path: Path, small_slide: Path) -> None:

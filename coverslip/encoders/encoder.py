@@ -228,7 +228,7 @@ def _from_hub(spec: EncoderSpec) -> torch.nn.Module:
     except Exception as error:  # the hub client raises a zoo of network errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingWeights(
-            f"encoder {spec.name}: its weights are not here and the hub did not give them ({reason})\n"
+            f"encoder {spec.name}: no weights here, and the hub did not give them ({reason})\n"
             f"  download the checkpoint of timm model {spec.architecture!r} elsewhere and "
             "pass it with --weights FILE (.safetensors or .pth)"
         ) from error
