@@ -12,7 +12,7 @@ block and merged at the end in bounded memory.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import orjson
 
 from coverslip.durable import UNFINISHED, explained, flush_to_disk, replace_file, whole_file
-from coverslip.tiling.shards import ChunkCodec, RowArray
+from coverslip.tiling.shards import ChunkCodec, RowArray, write_shard
 
 BLOCKS = ".blocks"
 MERGED_CHUNK = 65_536
@@ -47,6 +47,7 @@ class StageWriter:
         self.path = partial_path(final)
         self._progress = progress_path(final)
         self._arrays: dict[str, RowArray] = {}
+        self._metadata: dict[str, bytes] = {}
         self._done = self._resume()
 
     @property
@@ -106,17 +107,34 @@ class StageWriter:
         if chunk_rows is None:
             rows = chunk_rows = min(rows_per_block, max(shape[0], 1))
         array = RowArray(tuple(shape), dtype, rows, chunk_rows, codec)
-        path = self.path / name / "zarr.json"
-        wanted = json_bytes(array.metadata())
+        self.lay_out(name, array.metadata())
+        self._arrays[name] = array
+
+    def lay_out(self, name: str, metadata: Mapping[str, Any]) -> None:
+        """Write an array's zarr.json; what of it is written otherwise goes by `write_shards`."""
+        path, wanted = self.path / name / "zarr.json", json_bytes(metadata)
         if path.exists() and path.read_bytes() != wanted:
             self._restart()
-            for other, layout in self._arrays.items():
-                content = json_bytes(layout.metadata())
+            for other, content in self._metadata.items():
                 replace_file(self.path / other / "zarr.json", content)
         if not path.exists():
             replace_file(path, wanted)
             flush_to_disk(self.path)
-        self._arrays[name] = array
+        self._metadata[name] = wanted
+
+    def write_shards(self, number: int, shards: Mapping[str, Sequence[bytes | None]]) -> None:
+        """Write a block of encoded shards, by their paths in the group, then record it as done.
+
+        A shard without any chunk is not written: readers take it as the fill value.
+        """
+        self._expect(number)
+        for name, chunks in shards.items():
+            if any(chunk is not None for chunk in chunks):
+                write_shard(self.path / name, chunks)
+                with explained(self.path):
+                    for folder in list(Path(name).parents)[1:]:
+                        flush_to_disk(self.path / folder)
+        self._record(number + 1)
 
     def write_block(self, number: int, columns: Columns) -> None:
         """Write rows [number · rows_per_block, ...) of each array, then record the block as done.
