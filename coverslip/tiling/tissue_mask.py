@@ -123,7 +123,7 @@ def _pen(image: RGB, density: npt.NDArray[np.float32], mpp: float) -> Mask:
     d_red, d_green, d_blue = (density[..., c] for c in range(3))
     # haematoxylin and eosin always absorb more green than red or blue light
     green_ink = (d_red > 1.05 * d_green) & (d_blue > 0.72 * d_green) & (d_red > 0.3)
-    blue_ink = (d_red > d_green * 1.35 + 0.06) & (d_blue < d_green) & (blue > 80)
+    blue_ink = (d_red > d_green * 1.18 + 0.06) & (d_blue < d_green) & (blue > 80)
     red_ink = (
         (d_red < 0.30)
         & (d_green > 0.75)

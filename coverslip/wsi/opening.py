@@ -90,9 +90,11 @@ def open_slide(
 
 
 def _open(path: str, reader: str | None, read_timeout_s: float) -> Slide:
-    if "://" not in path:
-        _check_file(path)
     modules = _readers()
+    if "://" in path:
+        modules = {"remote": modules["remote"]}
+    else:
+        _check_file(path)
     if reader is not None:
         if reader not in modules:
             raise UnknownName("reader", reader, modules)

@@ -30,6 +30,8 @@ class _Layout:
 
 def is_tiff(path: str) -> bool:
     """Whether the file begins as a classic TIFF or BigTIFF does."""
+    if not os.path.isfile(path):
+        return False
     with open(path, "rb") as file:
         return _layout(file.read(16)) is not None
 
