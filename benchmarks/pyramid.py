@@ -2,11 +2,11 @@
 
     python benchmarks/pyramid.py [--side 40000] [--quality 80]
 
-The slide is a mosaic of blocks of 1024 px: crops of the packaged slide, turned, mirrored and
-shifted in colour. Each block is encoded once (its 16 tiles at level 0, its one tile at level 1, its
-thumbnail for level 2), and the blocks are then dealt at random, so that memory holds the blocks
-and not the slide. Levels are 1, 4 and 16, as scanners write them: 0.5 µm/px from 0.25 has no
-level of its own.
+The slide is a mosaic of blocks of 1024 px: crops of the packaged slide (0.5 µm/px, so enlarged
+twice, with a scanner's noise added), turned, mirrored and shifted in colour. Each block is encoded
+once (its 16 tiles at level 0, its one tile at level 1, its pixels for level 2), and the blocks are
+then dealt at random, so that memory holds the blocks and not the slide. Levels are 1, 4 and 16, as
+scanners write them: 0.5 µm/px from 0.25 has no level of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import tifffile
+from PIL import Image
 
 import coverslip
 
@@ -27,6 +28,7 @@ TILE = 256
 BLOCK = 4 * TILE
 BLOCKS = 40
 MPP = 0.25
+NOISE = 2.0  # grey levels
 SAMPLE = Path(coverslip.__file__).parent / "wsi" / "samples" / "CMU-1-Small-Region.svs"
 GENERATED = Path(__file__).parent / "generated"
 RGB = npt.NDArray[np.uint8]
@@ -92,14 +94,18 @@ def _crops(random: np.random.Generator) -> Iterator[RGB]:
     with tifffile.TiffFile(SAMPLE) as file:
         image = file.pages[0].asarray()  # type: ignore[union-attr]
     height, width = image.shape[:2]
+    side = BLOCK // 2
     for _ in range(BLOCKS):
-        y, x = random.integers(height - BLOCK), random.integers(width - BLOCK)
-        crop = np.rot90(image[y : y + BLOCK, x : x + BLOCK], random.integers(4))
+        y, x = random.integers(height - side), random.integers(width - side)
+        crop = np.rot90(image[y : y + side, x : x + side], random.integers(4))
         if random.random() < 0.5:
             crop = crop[:, ::-1]
         density = random.uniform(0.8, 1.2, 3)  # of each colour: paler and darker stains
         table = np.round(255 * (np.arange(256)[:, None] / 255) ** density).astype(np.uint8)
-        yield np.ascontiguousarray(table[crop, np.arange(3)])
+        small = Image.fromarray(np.ascontiguousarray(table[crop, np.arange(3)]))
+        large = np.asarray(small.resize((BLOCK, BLOCK), Image.Resampling.BICUBIC), np.float32)
+        noise = random.normal(0, NOISE, large.shape[:2])[..., None]
+        yield np.clip(large + noise + 0.5, 0, 255).astype(np.uint8)
 
 
 def _block(pixels: RGB, quality: int) -> Block:

@@ -22,6 +22,8 @@ from coverslip.errors import UnreadableTile
 from coverslip.tiling.assembly import Source, TilePlane, source_for
 from coverslip.tiling.grid import TileGrid
 from coverslip.tiling.reading import OnBadTile
+from coverslip.tiling.schedule import Schedule
+from coverslip.tiling.sheets import Sheets
 from coverslip.tiling.windows import Windows
 from coverslip.wsi.slide import RGB, Slide
 
@@ -162,96 +164,35 @@ def stream_windows(
     if not sum(len(request) for request in requests):
         return
     plane = TilePlane(slide, _finest([source_for(slide, r.scale) for r in requests]))
-    schedule = _Schedule.of(plane, requests, sizes)
-    sheets = [_Sheets.of(r, size) for r, size in zip(requests, sizes, strict=True)]
-    work = _Worker(plane, requests, schedule, sheets, on_bad_tile, counters or StreamCounters())
+    pieces = 1 if threads <= 1 else 2 * threads
+    schedule = Schedule.of(plane, requests, sizes, pieces)
+    sheets = [
+        Sheets((min(size, len(r)), r.size[1], r.size[0], 3))
+        for r, size in zip(requests, sizes, strict=True)
+    ]
+    counters = counters if counters is not None else StreamCounters()
+    work = _Worker(plane, requests, schedule, sheets, on_bad_tile, counters)
     if threads <= 1:
-        yield from work.batches(_run_here)
+        yield from work.batches(_run_here, pieces)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="coverslip-decode") as pool:
-        yield from _read_ahead(lambda: work.batches(pool.submit, pieces=2 * threads), ahead)
+        yield from _read_ahead(lambda: work.batches(pool.submit, pieces), ahead)
 
 
 def _finest(sources: Sequence[Source]) -> Source:
     return min(sources, key=lambda s: (s.downsample[0] * s.downsample[1], s.reduction))
 
 
-@dataclass(frozen=True, slots=True)
-class _Schedule:
-    """Batches in the order they are made, and which tiles each is the first and last to use."""
-
-    batches: list[tuple[int, npt.NDArray[np.int64]]]  # request, window numbers
-    spans: list[npt.NDArray[np.int64]]  # per request [N, 4]
-    decode: list[npt.NDArray[np.int64]]  # per batch: tiles met for the first time
-    drop: list[npt.NDArray[np.int64]]  # per batch: tiles used for the last time
-
-    @classmethod
-    def of(cls, plane: TilePlane, requests: Sequence[Windows], sizes: Sequence[int]) -> _Schedule:
-        spans = [plane.spans(request) for request in requests]
-        batches = _batches(spans, sizes)
-        count = plane.columns * plane.rows
-        first = np.full(count, len(batches), np.int64)
-        last = np.full(count, -1, np.int64)
-        for number, (request, index) in enumerate(batches):
-            keys = np.unique(plane.keys(spans[request][index]))
-            np.minimum.at(first, keys, number)
-            last[keys] = number
-        return cls(batches, spans, _by_batch(first, len(batches)), _by_batch(last, len(batches)))
-
-
-def _batches(
-    spans: Sequence[npt.NDArray[np.int64]], sizes: Sequence[int]
-) -> list[tuple[int, npt.NDArray[np.int64]]]:
-    """Every request's windows in runs of its size, ordered by the last tile row a run needs."""
-    runs = [
-        (int(span[index[-1], 3]), request, index)
-        for request, (span, size) in enumerate(zip(spans, sizes, strict=True))
-        for index in np.split(np.arange(len(span)), range(size, len(span), size))
-        if len(index)
-    ]
-    runs.sort(key=lambda run: run[0])  # stable: a request's own order is kept
-    return [(request, index) for _, request, index in runs]
-
-
-def _by_batch(number: npt.NDArray[np.int64], batches: int) -> list[npt.NDArray[np.int64]]:
-    """For each batch, the tiles whose `number` it is."""
-    order = np.argsort(number, kind="stable")
-    edges = np.searchsorted(number[order], np.arange(batches + 1))
-    return [order[edges[i] : edges[i + 1]] for i in range(batches)]
-
-
-class _Sheet:
-    """Memory lent to one batch; goes back when the batch and every view of it are gone."""
-
-    def __init__(self, memory: npt.NDArray[np.uint8], spare: list[npt.NDArray[np.uint8]]) -> None:
-        self.__array_interface__ = memory.__array_interface__
-        self._memory, self._spare = memory, spare
-
-    def __del__(self) -> None:
-        self._spare.append(self._memory)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sheets:
-    """Memory for the batches of one request, used again as consumers let go of it.
-
-    Fresh memory is zeroed by the kernel page by page, which would cost a twelfth of the time that
-    decoding takes.
-    """
-
-    shape: tuple[int, int, int, int]
-    spare: list[npt.NDArray[np.uint8]] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, request: Windows, batch: int) -> _Sheets:
-        return cls((min(batch, len(request)), request.size[1], request.size[0], 3))
-
-    def lend(self) -> npt.NDArray[np.uint8]:
-        memory = self.spare.pop() if self.spare else np.empty(self.shape, np.uint8)
-        return np.asarray(_Sheet(memory, self.spare))
-
-
 Submit = Callable[..., "Future[None]"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Assembly:
+    """One batch while its windows are being assembled."""
+
+    number: int
+    pixels: npt.NDArray[np.uint8]
+    work: list[Future[None]]
 
 
 @dataclass(slots=True)
@@ -260,31 +201,45 @@ class _Worker:
 
     plane: TilePlane
     requests: Sequence[Windows]
-    schedule: _Schedule
-    sheets: list[_Sheets]
+    schedule: Schedule
+    sheets: list[Sheets]
     on_bad_tile: OnBadTile
     counters: StreamCounters
     tiles: dict[int, RGB | None] = field(default_factory=dict)
     bad: dict[int, UnreadableTile] = field(default_factory=dict)
     counting: threading.Lock = field(default_factory=threading.Lock)
 
-    def batches(self, submit: Submit, pieces: int = 1) -> Iterator[WindowBatch]:
-        """The batches in order; the next one's tiles are decoded while this one is assembled."""
+    def batches(self, submit: Submit, pieces: int) -> Iterator[WindowBatch]:
+        """The batches in order, each cut into `pieces` for the threads.
+
+        With more than one piece the next batch is begun before this one is handed over, so that
+        no thread waits for the slowest piece.
+        """
+        begun: _Assembly | None = None
         decoding = self._decode(0, submit, pieces)
         for number in range(len(self.schedule.batches)):
             _wait(decoding)
-            if number + 1 < len(self.schedule.batches):
-                decoding = self._decode(number + 1, submit, pieces)
-            yield self._assembled(number, submit, pieces)
-            for key in self.schedule.drop[number].tolist():
-                del self.tiles[key]
+            assembly = self._assemble(number, submit, pieces)
+            if pieces == 1:
+                yield self._finished(assembly)
+            elif begun is not None:
+                yield self._finished(begun)
+            begun = assembly
+            decoding = self._decode(number + 1, submit, pieces)
+        if pieces > 1 and begun is not None:
+            yield self._finished(begun)
 
     def _decode(self, number: int, submit: Submit, pieces: int) -> list[Future[None]]:
-        keys = self.schedule.decode[number]
+        """Begin to decode the tiles that batch `number` meets first."""
+        keys = self.schedule.decode[number] if number < len(self.schedule.batches) else ()
         parts = np.array_split(keys, min(pieces, len(keys))) if len(keys) else []
         return [submit(self._decode_some, part.tolist()) for part in parts]
 
     def _decode_some(self, keys: list[int]) -> None:
+        self._decode_into(self.tiles, keys)
+
+    def _decode_into(self, tiles: dict[int, RGB | None], keys: list[int]) -> float:
+        """Returns the seconds it took."""
         started, left_out = time.perf_counter(), 0
         for key in keys:
             try:
@@ -295,50 +250,69 @@ class _Worker:
                 with self.counting:
                     self.bad[key] = error
                 tile = None
-            self.tiles[key] = tile
+            tiles[key] = tile
             left_out += tile is None
+        taken = time.perf_counter() - started
         with self.counting:
             self.counters.native_tiles += len(keys)
             self.counters.left_out += left_out
-            self.counters.decode_seconds += time.perf_counter() - started
+            self.counters.decode_seconds += taken
+        return taken
 
-    def _assembled(self, number: int, submit: Submit, pieces: int) -> WindowBatch:
+    def _assemble(self, number: int, submit: Submit, pieces: int) -> _Assembly:
+        """Begin to assemble batch `number`, whose shared tiles are decoded."""
         request, index = self.schedule.batches[number]
-        windows, spans = self.requests[request], self.schedule.spans[request][index]
         pixels = self.sheets[request].lend()[: len(index)]
-        corners = windows.origins[index]
         parts = np.array_split(np.arange(len(index)), min(pieces, len(index)))
-        _wait(
-            [
-                submit(self._assemble_some, part, spans, corners, windows.scale, pixels)
-                for part in parts
-            ]
-        )
+        work = [submit(self._assemble_some, number, part, pixels) for part in parts]
+        return _Assembly(number, pixels, work)
+
+    def _assemble_some(
+        self, number: int, part: npt.NDArray[np.int64], pixels: npt.NDArray[np.uint8]
+    ) -> None:
+        started, decoding = time.perf_counter(), 0.0
+        request, index = self.schedule.batches[number]
+        windows, numbers = self.requests[request], index[part]
+        spans = self.schedule.spans[request][numbers]
+        places = zip(spans.tolist(), windows.origins[numbers].tolist(), strict=True)
+        needs = self._needs(spans)
+        for i, (span, corner), (shared, alone) in zip(part.tolist(), places, needs, strict=True):
+            tiles = self.tiles
+            if alone:
+                tiles = {key: tiles[key] for key in shared}
+                decoding += self._decode_into(tiles, alone)
+            self.plane.assemble(tiles, span, corner, windows.scale, pixels[i])
+        with self.counting:
+            self.counters.windows += len(part)
+            self.counters.assemble_seconds += time.perf_counter() - started - decoding
+
+    def _needs(self, spans: npt.NDArray[np.int64]) -> Iterator[tuple[list[int], list[int]]]:
+        """Per window, the tiles it shares with others and those that only it needs."""
+        keys = self.plane.keys(spans)
+        ends = np.cumsum((spans[:, 2] - spans[:, 0]) * (spans[:, 3] - spans[:, 1]))
+        alone = self.schedule.alone[keys]
+        start = 0
+        for end in ends.tolist():
+            mine, only = keys[start:end], alone[start:end]
+            yield mine[~only].tolist(), mine[only].tolist()
+            start = end
+
+    def _finished(self, assembly: _Assembly) -> WindowBatch:
+        """Wait for a batch, drop the tiles it was the last to use, and say what was bad."""
+        _wait(assembly.work)
+        request, index = self.schedule.batches[assembly.number]
+        for key in self.schedule.drop[assembly.number].tolist():
+            del self.tiles[key]
         with self.counting:
             known = sorted(self.bad.items())
-        met = set(self.schedule.decode[number].tolist()) if known else set()
-        bad = tuple(error for key, error in known if key in met)
+        first = self.schedule.first
+        bad = tuple(error for key, error in known if first[key] == assembly.number)
         damaged = np.zeros(len(index), np.bool_)
         if known:
             broken = np.array([key for key, _ in known])
+            spans = self.schedule.spans[request][index]
             damaged[:] = [np.isin(self.plane.keys(s[None]), broken).any() for s in spans]
-        return WindowBatch(request, index, pixels, bad, damaged)
-
-    def _assemble_some(
-        self,
-        part: npt.NDArray[np.int64],
-        spans: npt.NDArray[np.int64],
-        corners: npt.NDArray[np.float64],
-        scale: tuple[float, float],
-        pixels: npt.NDArray[np.uint8],
-    ) -> None:
-        started = time.perf_counter()
-        places = zip(spans[part].tolist(), corners[part].tolist(), strict=True)
-        for i, (span, corner) in zip(part.tolist(), places, strict=True):
-            self.plane.assemble(self.tiles, span, corner, scale, pixels[i])
-        with self.counting:
-            self.counters.windows += len(part)
-            self.counters.assemble_seconds += time.perf_counter() - started
+        return WindowBatch(request, index, assembly.pixels, bad, damaged)
 
 
 def _run_here(function: Callable[..., None], *arguments: object) -> Future[None]:
