@@ -68,7 +68,8 @@ def test_the_first_source_that_speaks_wins(
         {"tiff.XResolution": "300", "tiff.YResolution": "300", "tiff.ResolutionUnit": "inch"},
         {"tiff.XResolution": "40000", "tiff.YResolution": "40000", "tiff.ResolutionUnit": "none"},
         {
-            "tiff.ImageDescription": '<OME><!DOCTYPE x [<!ENTITY a "b">]><Pixels PhysicalSizeX="&a;"/>'
+            "tiff.ImageDescription": '<!DOCTYPE x [<!ENTITY a "0.25">]>'
+            '<OME><Pixels PhysicalSizeX="&a;" PhysicalSizeY="&a;"/></OME>'
         },
     ],
 )
