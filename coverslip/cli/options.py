@@ -46,6 +46,10 @@ Nuclei = Annotated[str | None, typer.Option("--nuclei", help="Nucleus model: wat
 Pixels = Annotated[
     str | None, typer.Option("--pixels", help="Keep the tiles' pixels: none, jpeg, lossless.")
 ]
+Image = Annotated[
+    str | None,
+    typer.Option("--image", help="Keep the slide as OME-NGFF: none, carried, portable. [none]"),
+]
 Export = Annotated[
     str | None, typer.Option("--export", help="By comma: geojson, h5, clam, stamp, parquet.")
 ]

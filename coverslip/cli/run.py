@@ -26,6 +26,7 @@ def run(
     weights: options.Weights = None,
     nuclei: options.Nuclei = None,
     pixels: options.Pixels = None,
+    image: options.Image = None,
     export: options.Export = None,
     icc: options.Icc = None,
     on_bad_tile: options.OnBadTile = None,

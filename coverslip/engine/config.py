@@ -15,6 +15,7 @@ from coverslip.errors import InvalidConfig
 
 OnBadTile = Literal["fail", "blank"]
 Pixels = Literal["none", "jpeg", "lossless"]
+Image = Literal["none", "carried", "portable"]
 EXPORTS = ("geojson", "h5", "clam", "stamp", "parquet")
 
 
@@ -34,6 +35,8 @@ class RunConfig:
         weights            a local checkpoint for the (only) encoder
         nuclei             nucleus model by name; empty for none
         pixels             keep the tiles' pixels in the store: none, jpeg or lossless
+        image              keep the slide as an OME-NGFF 0.5 pyramid in the store: none; carried
+                           (JPEG tiles as they are); portable (any Zarr reader opens it, larger)
         export             outward formats to write when a slide is done
         icc                apply the embedded ICC profile (recorded in the store)
         on_bad_tile        a native tile that cannot be decoded: fail the slide, or blank it
@@ -63,6 +66,7 @@ class RunConfig:
     weights: str = ""
     nuclei: str = ""
     pixels: Pixels = "none"
+    image: Image = "none"
     export: tuple[str, ...] = ()
     icc: bool = False
     on_bad_tile: OnBadTile = "fail"
@@ -91,7 +95,7 @@ class RunConfig:
                 math.isfinite(self.assume_mpp) and 0.02 <= self.assume_mpp <= 50,
                 f"assume-mpp must be 0.02 to 50 µm, got {self.assume_mpp}",
             )
-        for name in ("on_bad_tile", "pixels"):
+        for name in ("on_bad_tile", "pixels", "image"):
             allowed = get_args(get_type_hints(RunConfig)[name])
             value = getattr(self, name)
             flag = name.replace("_", "-")

@@ -20,7 +20,7 @@ from coverslip.engine.survey import Survey, grid_for, region_for
 from coverslip.tiling.lock import lock
 from coverslip.tiling.overlay import overview
 from coverslip.tiling.quality import QualityLimits
-from coverslip.tiling.reading import thumbnail
+from coverslip.tiling.reading import OnBadTile, thumbnail
 from coverslip.tiling.store import SlideStore
 from coverslip.tiling.tissue import METHOD, Tissue, find_tissue
 from coverslip.tiling.tissue_mask import TissueSettings
@@ -92,6 +92,7 @@ def _run_stages(
     _draw_overview(slide, survey, context, clock, result)
     changed = run_pixel_pass(slide, store, survey, context, clock, result)
     _flag_quality(store, survey, result)
+    changed |= _keep_image(slide, store, context, clock, result)
     changed |= write_exports(store, context, clock, result)
     if survey.tissue.is_empty or not len(survey.grid.boxes):
         result.status = "no tissue"
@@ -129,6 +130,34 @@ def _flag_scale(slide: Slide, config: RunConfig, result: SlideResult) -> None:
             f"the slide's finest pixels measure {max(slide.mpp):.4g} µm: tiles at "
             f"{config.mpp:g} µm are enlarged {coarser:.2f} times and hold no more detail"
         )
+
+
+def _keep_image(
+    slide: Slide, store: SlideStore, context: RunContext, clock: Clock, result: SlideResult
+) -> bool:
+    """The slide as an OME-NGFF pyramid, if asked for; True if anything was written."""
+    config = context.config
+    if config.image == "none":
+        return False
+    from coverslip.tiling.pyramid import image_parameters, write_image
+
+    portable = config.image == "portable"
+    on_bad_tile: OnBadTile = "raise" if config.on_bad_tile == "fail" else "blank"
+    parameters = image_parameters(portable=portable, on_bad_tile=on_bad_tile)
+    if store.is_current("image", parameters):
+        return False
+    with clock("image"), store.stage("image", parameters) as stage:
+        bad = write_image(
+            slide,
+            stage,
+            portable=portable,
+            on_bad_tile=on_bad_tile,
+            threads=context.threads,
+            observer=lambda done, total: context.observer(result.slide, "image", done, total),
+        )
+    if bad:
+        result.flags.append(f"{len(bad)} tiles of the image could not be read and are white")
+    return True
 
 
 def _flag_quality(store: SlideStore, survey: Survey, result: SlideResult) -> None:
