@@ -61,14 +61,19 @@ class Nuclei:
 
     def where(self, kept: npt.NDArray[np.bool_]) -> Nuclei:
         """Only the nuclei for which `kept` [M] holds."""
-        lengths = np.diff(self.polygon_offset)
+        return self.at(np.flatnonzero(kept))
+
+    def at(self, rows: npt.NDArray[np.integer[Any]]) -> Nuclei:
+        """The nuclei at `rows`, in that order."""
+        lengths = np.diff(self.polygon_offset)[rows]
+        offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        inside = np.arange(offset[-1]) - np.repeat(offset[:-1], lengths)
         columns = {
-            name: values[kept]
+            name: values[rows]
             for name, values in self.columns().items()
             if name not in ("polygon", "polygon_offset")
         }
-        offset = np.concatenate([[0], np.cumsum(lengths[kept])]).astype(np.int64)
-        polygon = self.polygon[np.repeat(kept, lengths)]
+        polygon = self.polygon[np.repeat(self.polygon_offset[:-1][rows], lengths) + inside]
         return Nuclei(polygon_offset=offset, polygon=polygon, **columns)
 
     @classmethod
@@ -134,7 +139,8 @@ def nuclei_in_window(
     own          x, y, w, h of the own box, level-0 px; half-open
     slide_size   outlines are clipped to the slide
 
-    A nucleus is owned if its centroid lies in the own box.
+    A nucleus is owned if its centroid lies in the own box, unless the window's border cuts it
+    (where the slide goes on beyond). Nuclei come sorted by their centroids' y, then x.
     """
     labels = head.segment(pixels)
     intensity = head.intensity(pixels)
@@ -145,9 +151,25 @@ def nuclei_in_window(
         & (centroid[:, 1] >= own[1]) & (centroid[:, 1] < own[1] + own[3])
         & (centroid[:, 0] < slide_size[0]) & (centroid[:, 1] < slide_size[1])
     )  # fmt: skip
+    owned &= ~_cut(measures.box, pixels.shape[1::-1], origin, scale, slide_size)
     if not owned.any():
         return Nuclei.none()
-    return _measured(labels, measures, owned, centroid, origin, scale, head.mpp, slide_size)
+    found = _measured(labels, measures, owned, centroid, origin, scale, head.mpp, slide_size)
+    return found.at(np.lexsort((found.centroid[:, 0], found.centroid[:, 1])))
+
+
+def _cut(
+    box: npt.NDArray[np.int64],
+    size: tuple[int, ...],
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    slide_size: tuple[int, int],
+) -> npt.NDArray[np.bool_]:
+    """Whether boxes [M, 4] x0, y0, x1, y1 touch a side of the window that is inside the slide."""
+    near, far = np.asarray(origin), np.asarray(origin) + np.asarray(size) * np.asarray(scale)
+    low = (box[:, :2] == 0) & (near > 0)
+    high = (box[:, 2:] == np.asarray(size)) & (far < np.asarray(slide_size))
+    return np.asarray((low | high).any(axis=1))
 
 
 def _measured(

@@ -12,47 +12,64 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
-from coverslip.kernels.labels import seeded_watershed
-from coverslip.kernels.stain import EOSIN, HEMATOXYLIN, stain_concentration, stain_matrix
+from coverslip.kernels.labels import (
+    connected_components,
+    distance_transform,
+    gaussian,
+    local_maxima,
+    local_threshold,
+    seeded_watershed,
+)
+from coverslip.kernels.stain import DAB, EOSIN, HEMATOXYLIN, stain_concentration, stain_matrix
 
 RGB = npt.NDArray[np.uint8]
+
+MATRIX = stain_matrix(HEMATOXYLIN, EOSIN, DAB)
+"""With brown as the third stain, haematoxylin is red less a third of blue. That is also the
+direction in which annotated nuclei differ most from their surroundings; with a residue square to
+both stains instead, eosin leaks into the haematoxylin of most slides."""
+PRIOR = 0.05
+"""Weight of the slide's class means in the local threshold, as a share of the neighbourhood."""
 
 
 @dataclass(frozen=True, slots=True)
 class StainLevels:
     """What a slide's haematoxylin looks like.
 
-    glass      grey level of clear glass
-    threshold  concentration between background and nuclei
-    strong     concentration of well-stained nuclei
+    glass        grey level of clear glass
+    threshold    concentration between background and nuclei
+    background   mean concentration of tissue below the threshold
+    nuclei       mean concentration above it
     """
 
-    glass: float = 245.0
-    threshold: float = 0.35
-    strong: float = 1.0
+    glass: float = 240.0
+    threshold: float = 0.45
+    background: float = 0.2
+    nuclei: float = 0.8
 
 
 def estimate_levels(sample: npt.NDArray[np.uint8]) -> StainLevels:
-    """Levels from sampled tissue, uint8 [..., 3]; the defaults for an empty or blank sample.
+    """Levels from sampled pixels, uint8 [..., 3]; the defaults for an empty or uniform sample.
 
     The threshold is Otsu's (1979) over the haematoxylin of all that is not glass.
     """
     pixels = sample.reshape(-1, 3)
-    bright = pixels[pixels.min(axis=1) > 200] if len(pixels) else pixels
-    glass = float(np.median(bright)) if len(bright) > 100 else 245.0
-    found = stain_concentration(pixels, MATRIX, 0, glass)
-    stained = found[pixels.max(axis=1) < glass - 8] if len(pixels) else found
-    if len(stained) < 1000 or np.ptp(stained) < 0.05:
-        return StainLevels()  # too little, or all of one colour: nothing to tell apart
-    strong = float(np.percentile(stained, 99.5))
-    counts, edges = np.histogram(stained, bins=256, range=(0.0, max(strong, 0.1) + 1e-6))
+    least = pixels.min(axis=1) if len(pixels) else np.empty(0, np.uint8)
+    bright = pixels[least > 225]
+    glass = float(np.median(bright)) if len(bright) > 100 else StainLevels().glass
+    found = stain_concentration(pixels[least < 220], MATRIX, 0, glass)
+    if len(found) < 1000:
+        return replace(StainLevels(), glass=glass)
+    low, high = np.percentile(found, [0.5, 99.5])
+    counts, edges = np.histogram(found, bins=256, range=(low, max(high, low + 0.1)))
     threshold = _otsu(counts.astype(np.float64), (edges[:-1] + edges[1:]) / 2)
-    return StainLevels(glass, float(np.clip(threshold, 0.05, 1.5)), strong)
-
-
-MATRIX = stain_matrix(HEMATOXYLIN, EOSIN)
+    nucleus = found > threshold
+    if nucleus.all() or not nucleus.any():
+        return replace(StainLevels(), glass=glass)
+    return StainLevels(
+        glass, threshold, float(found[~nucleus].mean()), float(found[nucleus].mean())
+    )
 
 
 def _otsu(counts: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]) -> float:
@@ -68,20 +85,26 @@ def _otsu(counts: npt.NDArray[np.float64], centres: npt.NDArray[np.float64]) -> 
 class WatershedNuclei:
     """The training-free nucleus head. Lengths in µm, areas in µm².
 
-    mpp            resolution it works at
-    smooth_um      Gaussian on the haematoxylin channel (standard deviation)
-    local_um       half the side of the square whose mean the local threshold compares with
-    local_share    how far the threshold leans to the local mean: 0 slide-wide, 1 local
-    seed_um        Gaussian on the distance map, and least distance between two seeds
-    least, most    area of a nucleus
-    levels         the slide's; set by `fitted`
+    mpp              resolution it works at, 0.2 to 0.6
+    smooth_um        Gaussian on the haematoxylin channel (standard deviation)
+    local_um         half the side of the square in which the threshold is found
+    leniency         lowers the threshold, by this share of the contrast of nuclei on the slide
+    open_um          radius of the disc that fits into every part of a nucleus
+    hole_um2         holes up to this area belong to the nucleus
+    seed_um          Gaussian on the distance to the nearest background (standard deviation)
+    apart_um         least distance between two nuclei's seeds
+    least_um2, most_um2   area of a nucleus
+    levels           the slide's; set by `fitted`
     """
 
     mpp: float = 0.5
-    smooth_um: float = 0.4
-    local_um: float = 10.0
-    local_share: float = 0.5
-    seed_um: float = 0.8
+    smooth_um: float = 0.5
+    local_um: float = 7.0
+    leniency: float = 0.03
+    open_um: float = 0.8
+    hole_um2: float = 20.0
+    seed_um: float = 0.7
+    apart_um: float = 1.6
     least_um2: float = 12.0
     most_um2: float = 400.0
     levels: StainLevels = StainLevels()
@@ -89,10 +112,18 @@ class WatershedNuclei:
     name = "watershed"
     classes = ("Nucleus",)
 
+    def __post_init__(self) -> None:
+        if not 0.2 <= self.mpp <= 0.6:
+            raise ValueError(f"mpp must be in 0.2..0.6 µm (nuclei blur beyond), got {self.mpp}")
+
     @property
     def context_um(self) -> float:
-        """How far beyond a nucleus' centroid pixels may influence it."""
-        return self.local_um + 25.0
+        """How far beyond a nucleus' centroid pixels may influence it.
+
+        The threshold looks twice as far as its neighbourhood, for it is found in two rounds; the
+        rest is the reach of a nucleus and of the clump it may have to be cut from.
+        """
+        return 2 * self.local_um + 3 * self.smooth_um + 20.0
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -110,56 +141,39 @@ class WatershedNuclei:
 
     def segment(self, rgb: RGB) -> npt.NDArray[np.int32]:
         """uint8 [H, W, 3] at `mpp` -> int32 [H, W] labels, 4-connected, from 1 without gaps."""
-        stain = ndimage.gaussian_filter(self.intensity(rgb), self.smooth_um / self.mpp, truncate=3)
-        stain = np.minimum(stain, self.levels.strong)
-        mask = self._foreground(stain)
-        distance = ndimage.distance_transform_edt(mask).astype(np.float32)
-        ridge = ndimage.gaussian_filter(distance, self.seed_um / self.mpp, truncate=3)
-        seeds = self._seeds(ridge, stain, mask)
-        labels = seeded_watershed(-ridge, seeds, mask)
-        return self._sized(labels)
+        mask = self._foreground(gaussian(self.intensity(rgb), self.smooth_um / self.mpp))
+        # no nucleus is 8 µm from its background, and farther distances would leave the context
+        distance = distance_transform(mask, 8.0 / self.mpp)
+        ridge = gaussian(distance, self.seed_um / self.mpp)
+        seeds = local_maxima(ridge, mask, self.apart_um / self.mpp)
+        return self._sized(seeded_watershed(-ridge, seeds, mask))
 
     def _foreground(self, stain: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        side = 2 * round(self.local_um / self.mpp) + 1
-        local = ndimage.uniform_filter(stain, side)
-        levels = self.levels
-        lean = self.local_share * (local - levels.threshold)
-        # never so low that background passes, nor so high that dense areas lose their nuclei
-        limit = np.clip(levels.threshold + lean, 0.7 * levels.threshold, 1.6 * levels.threshold)
-        mask = stain > limit
-        mask = ndimage.binary_opening(mask, _disc(0.8 / self.mpp))
-        return _filled(mask, 20.0 / self.mpp**2)
-
-    def _seeds(
-        self,
-        ridge: npt.NDArray[np.float32],
-        stain: npt.NDArray[np.float32],
-        mask: npt.NDArray[np.bool_],
-    ) -> npt.NDArray[np.int32]:
-        reach = max(1, round(2 * self.seed_um / self.mpp))
-        score = ridge * (1 + 0.25 * stain / max(self.levels.strong, 1e-6))
-        peaks = (score == ndimage.maximum_filter(score, footprint=_disc(reach))) & mask
-        seeds, _ = ndimage.label(peaks)
-        return np.asarray(seeds, np.int32)
+        levels, radius = self.levels, round(self.local_um / self.mpp)
+        means = (levels.background, levels.nuclei)
+        lower = self.leniency * (levels.nuclei - levels.background)
+        limit = local_threshold(stain, radius, levels.threshold, means, PRIOR) - lower
+        limit = local_threshold(stain, radius, limit, means, PRIOR) - lower
+        mask = _opened(stain > limit, self.open_um / self.mpp)
+        return _filled(mask, self.hole_um2 / self.mpp**2)
 
     def _sized(self, labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        area = np.bincount(labels.ravel()) * self.mpp**2
+        area = np.bincount(labels.ravel(), minlength=1) * self.mpp**2
         kept = (area >= self.least_um2) & (area <= self.most_um2)
         kept[0] = False
         number = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
         return np.asarray(number[labels])
 
 
-def _disc(radius: float) -> npt.NDArray[np.bool_]:
-    reach = max(1, int(radius))
-    v, u = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc: npt.NDArray[np.bool_] = u * u + v * v <= max(radius, 1) ** 2
-    return disc
+def _opened(mask: npt.NDArray[np.bool_], radius: float) -> npt.NDArray[np.bool_]:
+    """What discs of `radius` px inside the mask cover."""
+    core = distance_transform(mask, radius + 1) > radius
+    return np.asarray(distance_transform(~core, radius + 1) <= radius)
 
 
 def _filled(mask: npt.NDArray[np.bool_], largest: float) -> npt.NDArray[np.bool_]:
     """Holes of up to `largest` px filled."""
-    holes, _ = ndimage.label(~mask)
-    small = np.bincount(holes.ravel()) <= largest
+    holes = connected_components(~mask)
+    small = np.bincount(holes.ravel(), minlength=1) <= largest
     small[0] = False
     return np.asarray(mask | small[holes])

@@ -10,6 +10,41 @@ Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
 
 
+def connected_components(mask: npt.NDArray[np.bool_]) -> Labels:
+    """See `coverslip.kernels.labels.connected_components`."""
+    return _components(np.ascontiguousarray(mask, np.bool_))
+
+
+def distance_transform(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
+    """See `coverslip.kernels.labels.distance_transform`."""
+    return _distances(np.ascontiguousarray(mask, np.bool_), limit)
+
+
+def gaussian(image: Floats, weights: npt.NDArray[np.float64]) -> Floats:
+    """See `coverslip.kernels.labels.gaussian`."""
+    return _convolved(np.ascontiguousarray(image, np.float32), weights.astype(np.float32))
+
+
+def local_threshold(
+    image: Floats, radius: int, level: Floats, means: tuple[float, float], prior: float
+) -> Floats:
+    """See `coverslip.kernels.labels.local_threshold`."""
+    image = np.ascontiguousarray(image, np.float32)
+    level = np.ascontiguousarray(level, np.float32)
+    return _midpoints(image, radius, level, means[0], means[1], prior)
+
+
+def local_maxima(height: Floats, mask: npt.NDArray[np.bool_], radius: float) -> Labels:
+    """See `coverslip.kernels.labels.local_maxima`."""
+    reach = int(radius)
+    v, u = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+    near = (u * u + v * v <= radius * radius) & ((u != 0) | (v != 0))
+    order = np.argsort((u * u + v * v)[near], kind="stable")  # most are ruled out by a neighbour
+    steps = np.stack([v[near], u[near]], axis=1)[order]
+    height = np.ascontiguousarray(height, np.float32)
+    return _peaks(height, np.ascontiguousarray(mask, np.bool_), steps)
+
+
 def seeded_watershed(height: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     """See `coverslip.kernels.labels.seeded_watershed`."""
     return _flood(
@@ -34,6 +69,191 @@ def label_sums(labels: Labels, image: Floats) -> npt.NDArray[np.float64]:
         np.ascontiguousarray(image, np.float32),
         int(labels.max(initial=0)),
     )
+
+
+@njit(nogil=True, cache=True)
+def _root(parent: Labels, i: int) -> int:
+    while parent[i] != i:
+        parent[i] = parent[parent[i]]
+        i = parent[i]
+    return i
+
+
+@njit(nogil=True, cache=True)
+def _components(mask: npt.NDArray[np.bool_]) -> Labels:
+    rows, columns = mask.shape
+    out = np.zeros((rows, columns), np.int32)
+    parent = np.zeros(rows * columns // 2 + 2, np.int32)  # no more starts than on a chessboard
+    used = 0
+    for v in range(rows):
+        for u in range(columns):
+            if not mask[v, u]:
+                continue
+            above = out[v - 1, u] if v > 0 else 0
+            left = out[v, u - 1] if u > 0 else 0
+            if above == 0 and left == 0:
+                used += 1
+                parent[used] = used
+                out[v, u] = used
+            elif above == 0 or left == 0 or above == left:
+                out[v, u] = max(above, left)
+            else:
+                a, b = _root(parent, above), _root(parent, left)
+                parent[max(a, b)] = min(a, b)
+                out[v, u] = min(a, b)
+    number = 0
+    final = np.zeros(used + 1, np.int32)
+    for i in range(1, used + 1):
+        root = _root(parent, i)
+        if root == i:
+            number += 1
+            final[i] = number
+        else:
+            final[i] = final[root]  # roots are the smallest of their set: already numbered
+    for v in range(rows):
+        for u in range(columns):
+            out[v, u] = final[out[v, u]]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _distances(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
+    """Meijster et al. (2000): distances along columns, then the lower envelope along each row."""
+    rows, columns = mask.shape
+    cap = int(np.ceil(limit)) + 1  # what is further away than the limit need not be known
+    along = np.empty((rows, columns), np.int32)
+    for v in range(rows):
+        for u in range(columns):
+            before = along[v - 1, u] if v > 0 else cap
+            along[v, u] = min(before + 1, cap) if mask[v, u] else 0
+    for v in range(rows - 2, -1, -1):
+        for u in range(columns):
+            along[v, u] = min(along[v, u], along[v + 1, u] + 1)
+    out = np.zeros((rows, columns), np.float32)
+    place = np.empty(columns, np.int32)
+    start = np.empty(columns, np.int32)
+    for v in range(rows):
+        g = along[v]
+        top = 0
+        place[0], start[0] = 0, 0
+        for u in range(1, columns):
+            gu = g[u] * g[u]
+            while top >= 0:
+                x, i = start[top], place[top]
+                if (x - i) * (x - i) + g[i] * g[i] <= (x - u) * (x - u) + gu:
+                    break
+                top -= 1
+            if top < 0:
+                top = 0
+                place[0] = u
+            else:
+                i = place[top]
+                x = 1 + (u * u - i * i + gu - g[i] * g[i]) // (2 * (u - i))
+                if x < columns:
+                    top += 1
+                    place[top], start[top] = u, x
+        for u in range(columns - 1, -1, -1):
+            i = place[top]
+            if g[u] > 0:
+                out[v, u] = min(np.sqrt(np.float32((u - i) * (u - i) + g[i] * g[i])), limit)
+            if u == start[top]:
+                top -= 1
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _convolved(image: Floats, weights: Floats) -> Floats:
+    """Rows are padded by their end values; sums run in one fixed order for every pixel."""
+    rows, columns = image.shape
+    reach = len(weights) // 2
+    out = np.empty((rows, columns), np.float32)
+    line = np.empty(columns + 2 * reach, np.float32)
+    for v in range(rows):
+        middle = line[reach : reach + columns]
+        middle[:] = 0
+        for k in range(len(weights)):
+            source = image[min(max(v + k - reach, 0), rows - 1)]
+            weight = weights[k]
+            for u in range(columns):
+                middle[u] += weight * source[u]
+        line[:reach] = line[reach]
+        line[reach + columns :] = line[reach + columns - 1]
+        target = out[v]
+        target[:] = 0
+        for k in range(len(weights)):
+            weight = weights[k]
+            shifted = line[k : k + columns]
+            for u in range(columns):
+                target[u] += weight * shifted[u]
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _midpoints(
+    image: Floats, radius: int, level: Floats, low: float, high: float, prior: float
+) -> Floats:
+    """Sums are of whole numbers (1/4096), so running sums are exact wherever the image begins."""
+    rows, columns = image.shape
+    out = np.empty((rows, columns), np.float32)
+    count = np.zeros(columns, np.int64)
+    above = np.zeros(columns, np.int64)
+    total = np.zeros(columns, np.int64)
+    for v in range(-radius, rows):
+        for sign in (1, -1):
+            row = v + radius if sign == 1 else v - radius - 1
+            if 0 <= row < rows:
+                for u in range(columns):
+                    value = int(np.rint(image[row, u] * 4096)) * sign
+                    total[u] += value
+                    if image[row, u] > level[row, u]:
+                        count[u] += sign
+                        above[u] += value
+        if v < 0:
+            continue
+        tall = min(v + radius, rows - 1) - max(v - radius, 0) + 1
+        n, a, t = 0, 0, 0
+        for u in range(-radius, columns):
+            enter, leave = u + radius, u - radius - 1
+            if enter < columns:
+                n += count[enter]
+                a += above[enter]
+                t += total[enter]
+            if leave >= 0:
+                n -= count[leave]
+                a -= above[leave]
+                t -= total[leave]
+            if u >= 0:
+                size = tall * (min(u + radius, columns - 1) - max(u - radius, 0) + 1)
+                share = n / size
+                bright = (a / 4096 / size + prior * high) / (share + prior)
+                dark = ((t - a) / 4096 / size + prior * low) / (1 - share + prior)
+                out[v, u] = (bright + dark) / 2
+    return out
+
+
+@njit(nogil=True, cache=True)
+def _peaks(height: Floats, mask: npt.NDArray[np.bool_], steps: npt.NDArray[np.int64]) -> Labels:
+    rows, columns = height.shape
+    out = np.zeros((rows, columns), np.int32)
+    number = 0
+    for v in range(rows):
+        for u in range(columns):
+            if not mask[v, u]:
+                continue
+            highest = True
+            for k in range(len(steps)):
+                dv, du = steps[k]
+                y, x = v + dv, u + du
+                if 0 <= y < rows and 0 <= x < columns:
+                    other = height[y, x]
+                    earlier = dv < 0 or (dv == 0 and du < 0)
+                    if other > height[v, u] or (earlier and other == height[v, u]):
+                        highest = False
+                        break
+            if highest:
+                number += 1
+                out[v, u] = number
+    return out
 
 
 @njit(nogil=True, cache=True)

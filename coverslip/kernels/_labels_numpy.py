@@ -6,8 +6,67 @@ import heapq
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
+Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
+
+
+def connected_components(mask: npt.NDArray[np.bool_]) -> Labels:
+    """See `coverslip.kernels.labels.connected_components`."""
+    labels, _ = ndimage.label(mask)
+    return np.asarray(labels, np.int32)
+
+
+def distance_transform(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
+    """See `coverslip.kernels.labels.distance_transform`."""
+    if mask.all():
+        return np.full(mask.shape, limit, np.float32)
+    return np.asarray(np.minimum(ndimage.distance_transform_edt(mask), limit), np.float32)
+
+
+def gaussian(image: Floats, weights: npt.NDArray[np.float64]) -> Floats:
+    """See `coverslip.kernels.labels.gaussian`."""
+    exact = image.astype(np.float64)
+    for axis in (0, 1):
+        exact = ndimage.correlate1d(exact, weights, axis, mode="nearest")
+    return np.asarray(exact, np.float32)
+
+
+def local_threshold(
+    image: Floats, radius: int, level: Floats, means: tuple[float, float], prior: float
+) -> Floats:
+    """See `coverslip.kernels.labels.local_threshold`; 1/4096 is the grain of its sums."""
+    low, high = means
+    value, above = np.rint(image.astype(np.float64) * 4096) / 4096, image > level
+    out = np.empty(image.shape, np.float32)
+    for v, u in np.ndindex(image.shape):
+        near = (
+            slice(max(v - radius, 0), v + radius + 1), slice(max(u - radius, 0), u + radius + 1)
+        )  # fmt: skip
+        share = above[near].mean()
+        bright = ((value * above)[near].mean() + prior * high) / (share + prior)
+        dark = ((value * ~above)[near].mean() + prior * low) / (1 - share + prior)
+        out[v, u] = (bright + dark) / 2
+    return out
+
+
+def local_maxima(height: Floats, mask: npt.NDArray[np.bool_], radius: float) -> Labels:
+    """See `coverslip.kernels.labels.local_maxima`."""
+    reach = int(radius)
+    rows, columns = height.shape
+    out, number = np.zeros(height.shape, np.int32), 0
+    for v, u in np.argwhere(mask).tolist():
+        rivals = (
+            (height[y, x] > height[v, u]) or (height[y, x] == height[v, u] and (y, x) < (v, u))
+            for y in range(max(v - reach, 0), min(v + reach + 1, rows))
+            for x in range(max(u - reach, 0), min(u + reach + 1, columns))
+            if (y - v) ** 2 + (x - u) ** 2 <= radius**2
+        )  # fmt: skip
+        if not any(rivals):
+            number += 1
+            out[v, u] = number
+    return out
 
 
 def seeded_watershed(

@@ -1,4 +1,8 @@
-"""Arithmetic on label images: watershed, outlines, measures. Labels are int32, 0 is background."""
+"""From pixels to objects: smoothing, thresholds, distances, seeds, watershed, outlines, measures.
+
+Labels are int32, 0 is background. Every kernel but `connected_components` and `seeded_watershed`
+looks a stated number of pixels far, and gives bit for bit the same wherever the image begins.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,64 @@ import numpy.typing as npt
 from coverslip.kernels.backend import Backend, implementation
 
 Labels = npt.NDArray[np.int32]
+
+
+def gaussian(image: Any, sigma: float, *, backend: Backend | None = None) -> Any:
+    """`image` (H, W) float32 smoothed by a Gaussian cut off at 3 `sigma` px; float32.
+
+    Beyond the border lies the border's own value. `sigma` 0 changes nothing.
+    """
+    reach = int(np.ceil(3 * sigma))
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-9)) ** 2)
+    return implementation("labels", image, backend).gaussian(image, weights / weights.sum())
+
+
+def local_threshold(
+    image: Any,
+    radius: int,
+    level: Any,
+    means: tuple[float, float],
+    prior: float,
+    *,
+    backend: Backend | None = None,
+) -> Any:
+    """Half way between the means of what is above and what is below `level` in the neighbourhood.
+
+    image     (H, W) float32, between -100 and 100
+    radius    half the side of the square neighbourhood, px; the image's border cuts it off
+    level     what divides the two classes to begin with: a number, or (H, W) float32
+    means     of the class below and above, anywhere
+    prior     their weight, as a share of the neighbourhood; above 0, for a class may be absent
+
+    Returns (H, W) float32. One step of Ridler & Calvard (1978), seen from every pixel.
+    """
+    kernel = implementation("labels", image, backend)
+    level = np.broadcast_to(np.asarray(level, np.float32), image.shape)
+    return kernel.local_threshold(image, radius, level, means, prior)
+
+
+def connected_components(mask: Any, *, backend: Backend | None = None) -> Any:
+    """The 4-connected parts of `mask` (H, W) bool, numbered from 1 in raster order; int32."""
+    return implementation("labels", mask, backend).connected_components(mask)
+
+
+def distance_transform(mask: Any, limit: float, *, backend: Backend | None = None) -> Any:
+    """Distance of every pixel of `mask` to the nearest pixel outside it, px, at most `limit`.
+
+    Exact Euclidean between pixel centres; (H, W) float32, 0 outside the mask. What lies beyond
+    the image is not outside the mask: it is unknown and counts for nothing.
+    """
+    return implementation("labels", mask, backend).distance_transform(mask, limit)
+
+
+def local_maxima(height: Any, mask: Any, radius: float, *, backend: Backend | None = None) -> Any:
+    """Pixels of `mask` that no pixel within `radius` px exceeds, numbered in raster order.
+
+    height   (H, W) float32; pixels outside the mask count as rivals
+
+    Returns (H, W) int32. Of equal pixels within reach the first in raster order stays.
+    """
+    return implementation("labels", height, backend).local_maxima(height, mask, radius)
 
 
 def seeded_watershed(height: Any, seeds: Any, mask: Any, *, backend: Backend | None = None) -> Any:

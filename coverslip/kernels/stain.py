@@ -15,10 +15,20 @@ DAB = (0.268, 0.570, 0.776)
 """Stain vectors of Ruifrok & Johnston (2001), Anal Quant Cytol Histol 23: 291-299."""
 
 
-def stain_matrix(first: tuple[float, ...], second: tuple[float, ...]) -> npt.NDArray[np.float64]:
-    """(3, 3) rows of unit length: two stains and the direction square to both (the residue)."""
-    rows = np.array([first, second, np.cross(first, second)], np.float64)
+def stain_matrix(
+    first: tuple[float, ...], second: tuple[float, ...], third: tuple[float, ...] | None = None
+) -> npt.NDArray[np.float64]:
+    """(3, 3) rows of unit length; without a `third` stain, the direction square to the others."""
+    rows = np.array([first, second, np.cross(first, second) if third is None else third])
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+def rgb_to_od(rgb: Any, background: float = 255.0, *, backend: Backend | None = None) -> Any:
+    """Optical density -ln((I + 1) / (background + 1)): (..., 3) uint8 -> (..., 3) float32.
+
+    Glass has 0, black is finite, and what is brighter than the background is negative.
+    """
+    return implementation("stain", rgb, backend).separate_stains(rgb, np.eye(3), background)
 
 
 def separate_stains(
@@ -37,6 +47,8 @@ def separate_stains(
 
     Returns (..., 3) float32 with -ln((I + 1) / (background + 1)) = concentrations @ matrix. Glass
     has 0 of everything; black is finite; noise may make concentrations slightly negative.
+    scikit-image's `rgb2hed` takes the same rows without making them of unit length and divides
+    densities by ln(1e6): its numbers are these / (13.8155 · norm of the stain's row), unclipped.
     """
     return implementation("stain", rgb, backend).separate_stains(rgb, matrix, background)
 
