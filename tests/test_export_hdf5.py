@@ -262,15 +262,17 @@ class TestAtomic:
         self, tmp_path: Path, count: int, kind: str
     ) -> None:
         """HDF5 by itself would end the process, torch would name no cause."""
+        path, values = tmp_path / "a.h5", features(count)
         resource = pytest.importorskip("resource")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
         try:
             with pytest.raises(StoreError, match=r"a\.h5: cannot be written: File too large"):
-                if kind == "hdf5":
-                    write_trident_features(tmp_path / "a.h5", table(count), features(count), "e")
-                else:
-                    write_clam_tensor(tmp_path / "a.h5", features(count))
+                (
+                    write_trident_features(path, table(count), values, "e")
+                    if kind == "hdf5"
+                    else write_clam_tensor(path, values)
+                )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert list(tmp_path.iterdir()) == []
