@@ -17,6 +17,7 @@ from coverslip.kernels.labels import (
     connected_components,
     distance_transform,
     gaussian,
+    label_measures,
     local_maxima,
     local_threshold,
     seeded_watershed,
@@ -94,6 +95,9 @@ class WatershedNuclei:
     seed_um          Gaussian on the distance to the nearest background (standard deviation)
     apart_um         least distance between two nuclei's seeds
     least_um2, most_um2   area of a nucleus
+    least_fill       area as a share of the ellipse of the same spread: 1 for a disc, less for
+                     what is ragged or bent
+    most_elongation  major over minor axis: folds and keratin are longer
     levels           the slide's; set by `fitted`
     """
 
@@ -106,7 +110,9 @@ class WatershedNuclei:
     seed_um: float = 0.7
     apart_um: float = 1.6
     least_um2: float = 12.0
-    most_um2: float = 400.0
+    most_um2: float = 300.0
+    least_fill: float = 0.8
+    most_elongation: float = 5.0
     levels: StainLevels = StainLevels()
 
     name = "watershed"
@@ -141,12 +147,13 @@ class WatershedNuclei:
 
     def segment(self, rgb: RGB) -> npt.NDArray[np.int32]:
         """uint8 [H, W, 3] at `mpp` -> int32 [H, W] labels, 4-connected, from 1 without gaps."""
-        mask = self._foreground(gaussian(self.intensity(rgb), self.smooth_um / self.mpp))
+        stain = gaussian(self.intensity(rgb), self.smooth_um / self.mpp)
+        mask = self._foreground(stain)
         # no nucleus is 8 µm from its background, and farther distances would leave the context
         distance = distance_transform(mask, 8.0 / self.mpp)
         ridge = gaussian(distance, self.seed_um / self.mpp)
         seeds = local_maxima(ridge, mask, self.apart_um / self.mpp)
-        return self._sized(seeded_watershed(-ridge, seeds, mask))
+        return self._plausible(seeded_watershed(-ridge, seeds, mask), stain)
 
     def _foreground(self, stain: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         levels, radius = self.levels, round(self.local_um / self.mpp)
@@ -157,11 +164,20 @@ class WatershedNuclei:
         mask = _opened(stain > limit, self.open_um / self.mpp)
         return _filled(mask, self.hole_um2 / self.mpp**2)
 
-    def _sized(self, labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        area = np.bincount(labels.ravel(), minlength=1) * self.mpp**2
-        kept = (area >= self.least_um2) & (area <= self.most_um2)
-        kept[0] = False
-        number = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+    def _plausible(
+        self, labels: npt.NDArray[np.int32], stain: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int32]:
+        """Only labels of a nucleus' size and shape, numbered anew."""
+        found = label_measures(labels, stain)
+        major, minor = found.axes.T
+        area = found.area * self.mpp**2
+        kept = (
+            (area >= self.least_um2) & (area <= self.most_um2)
+            & (found.area >= self.least_fill * np.pi / 4 * major * minor)
+            & (major <= self.most_elongation * minor)
+        )  # fmt: skip
+        number = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
+        number[found.label[kept]] = np.arange(1, np.count_nonzero(kept) + 1)
         return np.asarray(number[labels])
 
 

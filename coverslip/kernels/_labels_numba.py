@@ -118,46 +118,36 @@ def _components(mask: npt.NDArray[np.bool_]) -> Labels:
 
 @njit(nogil=True, cache=True)
 def _distances(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
-    """Meijster et al. (2000): distances along columns, then the lower envelope along each row."""
+    """Distances along columns, then along each row the least of all within the limit.
+
+    For limits of some ten px that is faster than the lower envelope of parabolas (Meijster et
+    al. 2000), which takes the same time for any limit: the inner loop has no branches.
+    """
     rows, columns = mask.shape
-    cap = int(np.ceil(limit)) + 1  # what is further away than the limit need not be known
+    far = int(np.ceil(limit)) + 1  # what is further away than the limit need not be known
     along = np.empty((rows, columns), np.int32)
     for v in range(rows):
         for u in range(columns):
-            before = along[v - 1, u] if v > 0 else cap
-            along[v, u] = min(before + 1, cap) if mask[v, u] else 0
+            before = along[v - 1, u] if v > 0 else far
+            along[v, u] = min(before + 1, far) if mask[v, u] else 0
     for v in range(rows - 2, -1, -1):
         for u in range(columns):
             along[v, u] = min(along[v, u], along[v + 1, u] + 1)
-    out = np.zeros((rows, columns), np.float32)
-    place = np.empty(columns, np.int32)
-    start = np.empty(columns, np.int32)
+    out = np.empty((rows, columns), np.float32)
+    reach = min(far, columns)
+    line = np.full(columns + 2 * reach, far * far, np.int32)
+    least = np.empty(columns, np.int32)
     for v in range(rows):
-        g = along[v]
-        top = 0
-        place[0], start[0] = 0, 0
-        for u in range(1, columns):
-            gu = g[u] * g[u]
-            while top >= 0:
-                x, i = start[top], place[top]
-                if (x - i) * (x - i) + g[i] * g[i] <= (x - u) * (x - u) + gu:
-                    break
-                top -= 1
-            if top < 0:
-                top = 0
-                place[0] = u
-            else:
-                i = place[top]
-                x = 1 + (u * u - i * i + gu - g[i] * g[i]) // (2 * (u - i))
-                if x < columns:
-                    top += 1
-                    place[top], start[top] = u, x
-        for u in range(columns - 1, -1, -1):
-            i = place[top]
-            if g[u] > 0:
-                out[v, u] = min(np.sqrt(np.float32((u - i) * (u - i) + g[i] * g[i])), limit)
-            if u == start[top]:
-                top -= 1
+        for u in range(columns):
+            line[reach + u] = along[v, u] * along[v, u]
+            least[u] = line[reach + u]
+        for step in range(1, reach):
+            square = np.int32(step * step)
+            before, after = line[reach - step :], line[reach + step :]
+            for u in range(columns):
+                least[u] = min(least[u], min(before[u], after[u]) + square)
+        for u in range(columns):
+            out[v, u] = min(np.sqrt(np.float32(least[u])), np.float32(limit))
     return out
 
 
