@@ -290,6 +290,32 @@ class TestReading:
         read = store.group("pixels/g")["pixels"][:]
         assert np.abs(read.astype(int) - pixels).mean() < 2
 
+    @pytest.mark.parametrize("codec", ["jpeg", "lossless"])
+    def test_rows_encoded_as_they_come_are_the_same_bytes(self, tmp_path: Path, codec: Any) -> None:
+        tiles, trees = rows(20, 16, 16, 3, dtype="uint8"), []
+        for name, step in (("whole", 8), ("bit-by-bit", 3)):
+            store = SlideStore.open_or_create(tmp_path / f"{name}.zarr", FACTS)
+            with store.stage("pixels/g", {}) as stage:
+                stage.create_array(
+                    "pixels", tiles.shape, "uint8", rows_per_block=8, chunk_rows=1, codec=codec
+                )
+                if name == "whole":
+                    write_in_blocks(stage, {"pixels": tiles}, 8)
+                else:
+                    parts = [
+                        stage.encode("pixels", tiles[i : i + step]) for i in range(0, 20, step)
+                    ]
+                    write_in_blocks(stage, {"pixels": np.concatenate(parts)}, 8)
+                stage.finish({})
+            trees.append(tree(store.path))
+        assert trees[0] == trees[1]
+
+    def test_only_single_rows_can_be_encoded(self, store: SlideStore) -> None:
+        stage = store.stage("features/a", {})
+        stage.create_array("features", (20, 3), "float32", rows_per_block=8)
+        with pytest.raises(ValueError, match="cannot be encoded one by one"):
+            stage.encode("features", rows(4, 3))
+
     def test_the_whole_store_is_one_zarr_hierarchy(self, tmp_path: Path) -> None:
         write_everything(tmp_path / "a.zarr")
         root = zarr.open_group(tmp_path / "a.zarr", mode="r")

@@ -83,25 +83,43 @@ class RowArray:
     def write_block(
         self, folder: Path, number: int, values: npt.NDArray[Any], threads: int
     ) -> None:
-        """Write rows [number · block_rows, ...). Raises StoreError, ValueError, TypeError."""
-        start = number * self.block_rows
-        wanted = (min(self.block_rows, self.shape[0] - start), *self.shape[1:])
+        """Write rows [number · block_rows, ...), as values or as `encode` made them.
+
+        Raises StoreError, ValueError, TypeError.
+        """
+        count = min(self.block_rows, self.shape[0] - number * self.block_rows)
+        encoded = values.dtype == object
+        wanted = (count,) if encoded else (count, *self.shape[1:])
         if values.shape != wanted:
             raise ValueError(f"{folder.name}: block {number} is {wanted}, got {values.shape}")
+        chunks = list(values) if encoded else self._chunks(values, threads)
+        path = folder / ".".join(["c", str(number), *("0" for _ in self.shape[1:])])
+        if not self.sharded:
+            replace_file(path, chunks[0])
+            return
+        absent = [None] * (self.block_rows // self.chunk_rows - len(chunks))
+        write_shard(path, [*chunks, *absent])
+
+    def encode(self, rows: npt.NDArray[Any], threads: int) -> npt.NDArray[np.object_]:
+        """[N] bytes of the rows of an array whose chunks are single rows."""
+        if self.chunk_rows != 1 or not self.sharded or rows.shape[1:] != self.shape[1:]:
+            raise ValueError(
+                f"rows {rows.shape[1:]} cannot be encoded one by one: the array has chunks of "
+                f"{self.chunk_rows} rows {self.shape[1:]}"
+            )
+        encoded = np.empty(len(rows), object)
+        encoded[:] = self._chunks(rows, threads)
+        return encoded
+
+    def _chunks(self, values: npt.NDArray[Any], threads: int) -> list[bytes]:
         rows = values.astype(
             np.dtype(self.dtype).newbyteorder("<"), casting="same_kind", copy=False
         )
         chunks = [rows[i : i + self.chunk_rows] for i in range(0, len(rows), self.chunk_rows)]
-        path = folder / ".".join(["c", str(number), *("0" for _ in self.shape[1:])])
-        if not self.sharded:
-            replace_file(path, self._encoder()(chunks[0]))
-            return
-        absent = [None] * (self.block_rows // self.chunk_rows - len(chunks))
-        if threads == 1 or len(chunks) == 1:
-            write_shard(path, [*map(self._encoder(), chunks), *absent])
-            return
+        if threads == 1 or len(chunks) < 2:
+            return list(map(self._encoder(), chunks))
         with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-            write_shard(path, [*pool.map(self._encoder(), chunks), *absent])
+            return list(pool.map(self._encoder(), chunks))
 
     def _encoder(self) -> Callable[[npt.NDArray[Any]], bytes]:
         """From the rows of one chunk to its bytes; the last chunk is filled up with zeros."""

@@ -147,6 +147,13 @@ class StageWriter:
             self._arrays[name].write_block(self.path / name, number, values, self._threads)
         self._record(number + 1)
 
+    def encode(self, name: str, rows: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+        """[N] compressed rows of an array with chunk_rows 1; `write_block` takes them as they are.
+
+        A block that is gathered bit by bit waits in memory as small as it will be on disk.
+        """
+        return self._arrays[name].encode(rows, self._threads)
+
     def append_block(self, number: int, columns: Columns) -> None:
         """Spill one block of any length, then record it as done.
 
