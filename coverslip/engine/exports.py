@@ -212,8 +212,9 @@ def export_parquet(stored: StoredSlide) -> list[Path]:
     for stage in stored.store.stages("nuclei/"):
         model = stage.removeprefix("nuclei/")
         path = folder / f"{stored.slide_id}.nuclei_{model}.parquet"
-        columns = dict(stored.store.group(stage).arrays())
-        write_nuclei_parquet(path, columns, stored.slide_id, model)
+        group = stored.store.group(stage)
+        classes = list(group.attrs["classes"])
+        write_nuclei_parquet(path, dict(group.arrays()), stored.slide_id, model, classes)
         paths.append(path)
     return paths
 

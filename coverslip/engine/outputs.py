@@ -133,7 +133,8 @@ class PixelOutput(Output):
 
     def take(self, batch: WindowBatch) -> None:
         with self._clock("storing pixels"):
-            self._rows.add({"pixels": batch.pixels})
+            # encoded here, so that a block of them waits as JPEG or zstd, not as pixels
+            self._rows.add({"pixels": self._writer.encode("pixels", batch.pixels)})
 
     def finish(self) -> None:
         self._writer.finish({})

@@ -17,6 +17,10 @@ SLACK = 1e-6
 """Source pixels; a window that reaches less than this into a native tile does not need it."""
 
 
+NEAR = 0.01
+"""Source pixels; a lattice that stays so close to the pixels' own is taken to lie on them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Which native tiles are decoded, and how small.
@@ -67,6 +71,29 @@ class TilePlane:
         """The decoded native tile number `key` (row · columns + column); None for background."""
         row, column = divmod(key, self.columns)
         return self.slide.decode_tile(self.source.level, column, row, self.source.reduction)
+
+    def decode_into(self, out: RGB, key: int) -> bool:
+        """`decode` into `out`, which has the tile's size; False for background."""
+        row, column = divmod(key, self.columns)
+        source = self.source
+        return self.slide.decode_tile_into(out, source.level, column, row, source.reduction)
+
+    def is_tile(
+        self, key: int, origin: Sequence[float], scale: tuple[float, float], size: tuple[int, int]
+    ) -> bool:
+        """Whether a window is, pixel for pixel, the whole of native tile `key`."""
+        if size != self.tile:
+            return False
+        row, column = divmod(key, self.columns)
+        for axis, place in enumerate((column, row)):
+            step, start = self.source.downsample[axis], place * self.tile[axis]
+            if start + size[axis] > self.size[axis]:
+                return False
+            if abs(origin[axis] / step - start) >= NEAR:
+                return False
+            if not _is_copy(0.0, scale[axis] / step, size[axis]):
+                return False
+        return True
 
     def spans(self, windows: Windows) -> npt.NDArray[np.int64]:
         """[N, 4] native tiles each window touches: first column, first row, and one past the last.
@@ -155,4 +182,4 @@ class TilePlane:
 
 def _is_copy(start: float, step: float, count: int) -> bool:
     """Whether the lattice falls on the pixels themselves, to within a hundredth over its length."""
-    return abs(step - 1) * count < 0.01 and abs(start - round(start)) < 0.01
+    return abs(step - 1) * count < NEAR and abs(start - round(start)) < NEAR

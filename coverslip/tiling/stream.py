@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -183,6 +184,7 @@ def _finest(sources: Sequence[Source]) -> Source:
     return min(sources, key=lambda s: (s.downsample[0] * s.downsample[1], s.reduction))
 
 
+T = TypeVar("T")
 Submit = Callable[..., "Future[None]"]
 
 
@@ -236,25 +238,38 @@ class _Worker:
         return [submit(self._decode_some, part.tolist()) for part in parts]
 
     def _decode_some(self, keys: list[int]) -> None:
-        self._decode_into(self.tiles, keys)
+        self._decode_to(self.tiles, keys)
 
-    def _decode_into(self, tiles: dict[int, RGB | None], keys: list[int]) -> float:
+    def _decode_to(self, tiles: dict[int, RGB | None], keys: list[int]) -> float:
         """Returns the seconds it took."""
-        started, left_out = time.perf_counter(), 0
+        started = time.perf_counter()
         for key in keys:
-            try:
-                tile = self.plane.decode(key)
-            except UnreadableTile as error:
-                if self.on_bad_tile == "raise":
-                    raise
-                with self.counting:
-                    self.bad[key] = error
-                tile = None
-            tiles[key] = tile
-            left_out += tile is None
+            tiles[key] = self._blanked(key, self.plane.decode, key)
+        return self._counted(started, len(keys), sum(tiles[key] is None for key in keys))
+
+    def _decode_whole(self, out: RGB, key: int) -> float:
+        """A window that is a native tile, decoded where it belongs; returns the seconds."""
+        started = time.perf_counter()
+        found = self._blanked(key, self.plane.decode_into, out, key)
+        if not found:
+            out[...] = 255
+        return self._counted(started, 1, not found)
+
+    def _blanked(self, key: int, decode: Callable[..., T], *arguments: Any) -> T | None:
+        """What `decode` returns, or None for a bad tile where that is allowed."""
+        try:
+            return decode(*arguments)
+        except UnreadableTile as error:
+            if self.on_bad_tile == "raise":
+                raise
+            with self.counting:
+                self.bad[key] = error
+            return None
+
+    def _counted(self, started: float, tiles: int, left_out: int) -> float:
         taken = time.perf_counter() - started
         with self.counting:
-            self.counters.native_tiles += len(keys)
+            self.counters.native_tiles += tiles
             self.counters.left_out += left_out
             self.counters.decode_seconds += taken
         return taken
@@ -277,10 +292,15 @@ class _Worker:
         places = zip(spans.tolist(), windows.origins[numbers].tolist(), strict=True)
         needs = self._needs(spans)
         for i, (span, corner), (shared, alone) in zip(part.tolist(), places, needs, strict=True):
+            if len(alone) == 1 and self.plane.is_tile(
+                alone[0], corner, windows.scale, windows.size
+            ):
+                decoding += self._decode_whole(pixels[i], alone[0])
+                continue
             tiles = self.tiles
             if alone:
                 tiles = {key: tiles[key] for key in shared}
-                decoding += self._decode_into(tiles, alone)
+                decoding += self._decode_to(tiles, alone)
             self.plane.assemble(tiles, span, corner, windows.scale, pixels[i])
         with self.counting:
             self.counters.windows += len(part)

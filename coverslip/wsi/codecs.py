@@ -75,6 +75,12 @@ class JpegCodec:
         return b"\xff\xd8" + marker + body + data[2:]
 
     def decode(self, data: bytes, segment: int, reduction: int) -> RGB:
+        out = np.empty((self.size[1] >> reduction, self.size[0] >> reduction, 3), np.uint8)
+        self.decode_into(out, data, reduction)
+        return out
+
+    def decode_into(self, out: RGB, data: bytes, reduction: int) -> None:
+        """Decode into `out`, contiguous and of the reduced tile's size."""
         from simplejpeg import decode_jpeg, decode_jpeg_header
 
         stream = self.stream(data)
@@ -82,13 +88,11 @@ class JpegCodec:
         if (width, height) != self.size:
             expected = f"{self.size[0]} x {self.size[1]}"
             raise ValueError(f"the stream says {width} x {height} px, the file {expected}")
-        if not reduction:
-            return np.asarray(decode_jpeg(stream))
         w, h = width >> reduction, height >> reduction
-        image = np.asarray(decode_jpeg(stream, min_height=h, min_width=w, min_factor=1))
+        smallest = {"min_height": h, "min_width": w, "min_factor": 1} if reduction else {}
+        image = decode_jpeg(stream, buffer=out, **smallest)
         if image.shape[:2] != (h, w):
             raise ValueError(f"scaled to {image.shape[1]} x {image.shape[0]} px, not {w} x {h}")
-        return image
 
 
 @dataclass(frozen=True)

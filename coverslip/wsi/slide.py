@@ -128,6 +128,18 @@ class Slide(ABC):
         Raises UnreadableTile, which never spoils later reads; ReaderTimeout.
         """
 
+    def decode_tile_into(
+        self, out: RGB, level: int, column: int, row: int, reduction: int = 0
+    ) -> bool:
+        """`decode_tile` into `out`, contiguous and of the tile's size; False for background.
+
+        Readers whose decoder can write there save a copy.
+        """
+        tile = self.decode_tile(level, column, row, reduction)
+        if tile is not None:
+            out[...] = tile
+        return tile is not None
+
     def associated_image(self, name: str) -> RGB:
         """The associated image of that name. Label and macro may show patient data."""
         raise KeyError(name)

@@ -152,6 +152,21 @@ class TiffSlide(Slide):
             problem = str(error) or type(error).__name__
             raise UnreadableTile(self.path, level, column, row, problem) from error
 
+    def decode_tile_into(
+        self, out: RGB, level: int, column: int, row: int, reduction: int = 0
+    ) -> bool:
+        table = self._tables[level]
+        if not isinstance(table.codec, JpegCodec):
+            return super().decode_tile_into(out, level, column, row, reduction)
+        try:
+            data = self._bytes(table, row * self.levels[level].grid[0] + column)
+            if data is not None:
+                table.codec.decode_into(out, data, reduction)
+        except Exception as error:  # each codec has exceptions of its own
+            problem = str(error) or type(error).__name__
+            raise UnreadableTile(self.path, level, column, row, problem) from error
+        return data is not None
+
     def compressed_tile(self, level: int, column: int, row: int) -> bytes | None:
         """A JPEG tile as a complete stream, untouched; None for background.
 
