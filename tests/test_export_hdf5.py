@@ -22,11 +22,11 @@ from coverslip.export.hdf5 import (
     write_trident_features,
 )
 
-MPP = 0.2527
+MPP = (0.2527, 0.2501)
 
 
 def table(count: int = 5) -> TileTable:
-    side = round(256 * 0.5 / MPP)
+    side = round(256 * 0.5 / MPP[0])
     corner = np.arange(count)[:, None] * [side, 2 * side]
     boxes = np.concatenate([corner, np.full((count, 2), side)], axis=1).astype(np.int32)
     return TileTable("case-1", boxes, 256, 0, 0.5, MPP, (90_000, 70_000))
@@ -161,7 +161,7 @@ class TestStamp:
                 "code_hash": "12ab34cd",
                 "feat_type": "tile",
             }
-            np.testing.assert_allclose(file["coords"][1], [507 * MPP, 1014 * MPP], rtol=1e-6)
+            np.testing.assert_allclose(file["coords"][1], [507 * MPP[0], 1014 * MPP[1]], rtol=1e-6)
 
     def test_its_reader_can_parse_the_version(self, tmp_path: Path) -> None:
         """STAMP refuses what `packaging` does not parse or finds newer than itself."""
@@ -186,7 +186,7 @@ class TestStamp:
         with h5py.File(tmp_path / "a.h5", "w") as file:
             file["coords"] = np.array([[0, 0], [224, 0], [0, 224]])
             file["feats"] = np.zeros((3, 4), np.float16)
-        read = read_features_h5(tmp_path / "a.h5", slide_mpp=0.5)
+        read = read_features_h5(tmp_path / "a.h5", slide_mpp=(0.5, 0.5))
         np.testing.assert_allclose(read.coords, [[0, 0], [512, 0], [0, 512]])
 
     def test_an_unknown_unit_is_refused(self, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ class TestStamp:
             file["coords"] = np.array([[0, 0], [300, 0], [0, 300]])
             file["feats"] = np.zeros((3, 4), np.float16)
         with pytest.raises(StoreError, match="in which unit"):
-            read_features_h5(tmp_path / "a.h5", slide_mpp=0.5)
+            read_features_h5(tmp_path / "a.h5", slide_mpp=(0.5, 0.5))
 
 
 class TestReading:

@@ -62,7 +62,7 @@ class StoredSlide:
             tiles.tile,
             tiles.overlap,
             tiles.mpp,
-            tiles.slide_mpp[0],
+            tiles.slide_mpp,
             tiles.slide_size,
         )
 

@@ -156,6 +156,7 @@ def _stream(
         requests,
         batch=[STREAM_BATCH if group is over_tiles else 1 for group in groups],
         threads=context.threads,
+        ahead=0 if any(e.device.type == "cpu" for e in context.encoders) else 2,
         on_bad_tile="raise" if context.config.on_bad_tile == "fail" else "blank",
         counters=counters,
     )

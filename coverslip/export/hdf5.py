@@ -34,7 +34,7 @@ class TileTable:
     slide        its name
     boxes        int [N, 4] x, y, w, h in level-0 px
     tile         side of a tile in px; overlap that neighbours share
-    mpp          µm per tile px; slide_mpp µm per level-0 px
+    mpp          µm per tile px; slide_mpp µm per level-0 px in x and y
     slide_size   (width, height) in level-0 px
     """
 
@@ -43,7 +43,7 @@ class TileTable:
     tile: int
     overlap: int
     mpp: float
-    slide_mpp: float
+    slide_mpp: tuple[float, float]
     slide_size: tuple[int, int]
 
     @property
@@ -57,7 +57,7 @@ class TileTable:
         return (
             int(self.boxes[0, 2])
             if len(self.boxes)
-            else round(self.tile * self.mpp / self.slide_mpp)
+            else round(self.tile * self.mpp / self.slide_mpp[0])
         )
 
 
@@ -87,7 +87,7 @@ def _trident_attributes(tiles: TileTable) -> dict[str, Any]:
     return {
         "patch_size": tiles.tile,
         "patch_size_level0": tiles.side,
-        "level0_magnification": _power(tiles.slide_mpp),
+        "level0_magnification": _power(tiles.slide_mpp[0]),
         "target_magnification": _power(tiles.mpp),
         "overlap": tiles.overlap,
         "name": tiles.slide,
@@ -254,10 +254,12 @@ class _Sink:
         """Nothing is held back."""
 
 
-def read_features_h5(path: str | PathLike[str], slide_mpp: float | None = None) -> FeatureTable:
+def read_features_h5(
+    path: str | PathLike[str], slide_mpp: tuple[float, float] | None = None
+) -> FeatureTable:
     """Features that TRIDENT, CLAM or STAMP wrote.
 
-    slide_mpp   µm per level-0 px, to turn STAMP's µm into px; without it STAMP files are refused
+    slide_mpp   µm per level-0 px in x and y, to turn STAMP's µm into px; without it STAMP files are refused
 
     Raises StoreError for a file that is none of theirs.
     """
@@ -270,7 +272,7 @@ def read_features_h5(path: str | PathLike[str], slide_mpp: float | None = None) 
         raise StoreError(fspath(path), f"cannot be read as HDF5 ({error})") from None
 
 
-def _read(path: str, file: Any, slide_mpp: float | None) -> FeatureTable:
+def _read(path: str, file: Any, slide_mpp: tuple[float, float] | None) -> FeatureTable:
     name = "feats" if "feats" in file else "features"
     held = {key: file[key] for key in (name, "coords") if key in file}
     if len(held) < 2 or not all(hasattr(dataset, "dtype") for dataset in held.values()):
@@ -299,7 +301,7 @@ def _read(path: str, file: Any, slide_mpp: float | None) -> FeatureTable:
             raise StoreError(
                 path,
                 "is STAMP's, whose coordinates are µm; the slide's pixel size is needed",
-                "pass slide_mpp, for example slide_mpp=0.25",
+                "pass slide_mpp, for example slide_mpp=(0.25, 0.25)",
             )
         coords = _stamp_um(path, coords, marks) / slide_mpp
     attributes = {key: _plain(value) for key, value in marks.items()}

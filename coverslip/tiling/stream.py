@@ -94,6 +94,7 @@ class TileStream:
 
     indices       which tiles, ascending; all by default. Nothing else is read
     threads       decode threads; 1 works in the caller's own thread
+    ahead         batches kept ready for a slow consumer; 0 reads and is read by turns
     on_bad_tile   "blank" takes undecodable native tiles as white, lists them in `bad_tiles` and
                   goes on; "raise" raises UnreadableTile
 
@@ -108,13 +109,15 @@ class TileStream:
         indices: npt.NDArray[np.int64] | None = None,
         batch: int = 64,
         threads: int = 2,
+        ahead: int = 2,
         on_bad_tile: OnBadTile = "raise",
     ) -> None:
         self.slide, self.grid = slide, grid
         self.indices = np.arange(len(grid)) if indices is None else np.asarray(indices, np.int64)
         if np.any(np.diff(self.indices) <= 0):
             raise ValueError("indices must ascend")
-        self.batch, self.threads, self.on_bad_tile = batch, threads, on_bad_tile
+        self.batch, self.threads, self.ahead = batch, threads, ahead
+        self.on_bad_tile: OnBadTile = on_bad_tile
         self.counters = StreamCounters()
         self.bad_tiles: list[UnreadableTile] = []
 
@@ -130,6 +133,7 @@ class TileStream:
             [windows],
             batch=self.batch,
             threads=self.threads,
+            ahead=self.ahead,
             on_bad_tile=self.on_bad_tile,
             counters=self.counters,
         ):
@@ -152,7 +156,8 @@ def stream_windows(
 
     batch         windows per batch, the same for all requests or one number each
     threads       decode threads; 1 works in the caller's own thread
-    ahead         batches kept ready for a slow consumer
+    ahead         batches kept ready for a slow consumer. 0 reads and is read by turns: best for a
+                  consumer that uses all processors itself, such as a network on the CPU
     counters      filled as the stream goes
 
     Each request's windows arrive in their order; how requests interleave depends on nothing but
@@ -174,10 +179,13 @@ def stream_windows(
     counters = counters if counters is not None else StreamCounters()
     work = _Worker(plane, requests, schedule, sheets, on_bad_tile, counters)
     if threads <= 1:
-        yield from work.batches(_run_here, pieces)
+        yield from work.batches(_run_here, pieces, by_turns=True)
         return
     with ThreadPoolExecutor(threads, thread_name_prefix="coverslip-decode") as pool:
-        yield from _read_ahead(lambda: work.batches(pool.submit, pieces), ahead)
+        if ahead:
+            yield from _read_ahead(lambda: work.batches(pool.submit, pieces), ahead)
+        else:
+            yield from work.batches(pool.submit, pieces, by_turns=True)
 
 
 def _finest(sources: Sequence[Source]) -> Source:
@@ -211,24 +219,26 @@ class _Worker:
     bad: dict[int, UnreadableTile] = field(default_factory=dict)
     counting: threading.Lock = field(default_factory=threading.Lock)
 
-    def batches(self, submit: Submit, pieces: int) -> Iterator[WindowBatch]:
+    def batches(
+        self, submit: Submit, pieces: int, by_turns: bool = False
+    ) -> Iterator[WindowBatch]:
         """The batches in order, each cut into `pieces` for the threads.
 
-        With more than one piece the next batch is begun before this one is handed over, so that
-        no thread waits for the slowest piece.
+        The next batch is begun before this one is handed over, so that no thread waits for the
+        slowest piece; unless by turns, when nothing runs while the consumer has a batch.
         """
         begun: _Assembly | None = None
         decoding = self._decode(0, submit, pieces)
         for number in range(len(self.schedule.batches)):
             _wait(decoding)
             assembly = self._assemble(number, submit, pieces)
-            if pieces == 1:
+            if by_turns:
                 yield self._finished(assembly)
             elif begun is not None:
                 yield self._finished(begun)
             begun = assembly
             decoding = self._decode(number + 1, submit, pieces)
-        if pieces > 1 and begun is not None:
+        if not by_turns and begun is not None:
             yield self._finished(begun)
 
     def _decode(self, number: int, submit: Submit, pieces: int) -> list[Future[None]]:
