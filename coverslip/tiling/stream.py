@@ -219,9 +219,7 @@ class _Worker:
     bad: dict[int, UnreadableTile] = field(default_factory=dict)
     counting: threading.Lock = field(default_factory=threading.Lock)
 
-    def batches(
-        self, submit: Submit, pieces: int, by_turns: bool = False
-    ) -> Iterator[WindowBatch]:
+    def batches(self, submit: Submit, pieces: int, by_turns: bool = False) -> Iterator[WindowBatch]:
         """The batches in order, each cut into `pieces` for the threads.
 
         The next batch is begun before this one is handed over, so that no thread waits for the
