@@ -17,6 +17,7 @@ from coverslip.kernels.labels import (
     gaussian,
     label_measures,
     label_outlines,
+    laplacian_of_gaussian,
     local_maxima,
     local_threshold,
     seeded_watershed,
@@ -55,6 +56,8 @@ def test_every_backend_means_the_same(shape: tuple[int, int], density: float) ->
         a, b = (kernel(*args, backend=name) for name in ("numpy", "numba"))
         assert a.dtype == b.dtype
         np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=kernel.__name__)
+    a, b = (laplacian_of_gaussian(image, 1.3, backend=name) for name in ("numpy", "numba"))
+    np.testing.assert_allclose(a, b, atol=1e-4)
     for sigma in (0.0, 1.3):
         a, b = (gaussian(image, sigma, backend=name) for name in ("numpy", "numba"))
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -146,3 +149,20 @@ def test_measures_are_those_of_scikit_image() -> None:
         assert ours.mean[i] == pytest.approx(region.intensity_mean, rel=1e-4, abs=1e-5)
         assert ours.axes[i, 0] == pytest.approx(region.axis_major_length)
         assert ours.axes[i, 1] == pytest.approx(region.axis_minor_length, abs=1e-6)
+
+
+def test_the_laplacian_of_gaussian_is_scipys() -> None:
+    image = blobs((60, 50), 5)
+    theirs = -(2.5**2) * ndimage.gaussian_laplace(
+        image.astype(np.float64), 2.5, mode="nearest", truncate=4
+    )
+    ours = laplacian_of_gaussian(image, 2.5)
+    np.testing.assert_allclose(ours, theirs, atol=0.01 * np.abs(theirs).max())
+
+
+def test_the_laplacian_peaks_in_the_middle_of_a_disc() -> None:
+    v, u = np.mgrid[:61, :61]
+    disc = ((u - 30) ** 2 + (v - 28) ** 2 <= 8**2).astype(np.float32)
+    found = laplacian_of_gaussian(disc, 8 / np.sqrt(2))
+    assert np.unravel_index(found.argmax(), found.shape) == (28, 30)
+    assert np.abs(laplacian_of_gaussian(np.full((40, 40), 3, np.float32), 2.0)).max() < 1e-5

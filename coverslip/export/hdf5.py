@@ -259,7 +259,8 @@ def read_features_h5(
 ) -> FeatureTable:
     """Features that TRIDENT, CLAM or STAMP wrote.
 
-    slide_mpp   µm per level-0 px in x and y, to turn STAMP's µm into px; without it STAMP files are refused
+    slide_mpp   µm per level-0 px in x and y, to turn STAMP's µm into px; without it STAMP files
+                are refused
 
     Raises StoreError for a file that is none of theirs.
     """

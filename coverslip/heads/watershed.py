@@ -8,7 +8,7 @@ in whatever window it is seen whole with its context.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from coverslip.kernels.labels import (
     distance_transform,
     gaussian,
     label_measures,
+    laplacian_of_gaussian,
     local_maxima,
     local_threshold,
     seeded_watershed,
@@ -92,7 +93,9 @@ class WatershedNuclei:
     leniency         lowers the threshold, by this share of the contrast of nuclei on the slide
     open_um          radius of the disc that fits into every part of a nucleus
     hole_um2         holes up to this area belong to the nucleus
-    seed_um          Gaussian on the distance to the nearest background (standard deviation)
+    seeds            where nuclei begin: at peaks of the "distance" to the background, or of the "log"
+                     (Laplacian of Gaussian) of the haematoxylin
+    seed_um          standard deviation of the Gaussian on the distances, or of the Laplacian's
     apart_um         least distance between two nuclei's seeds
     least_um2, most_um2   area of a nucleus
     least_fill       area as a share of the ellipse of the same spread: 1 for a disc, less for
@@ -107,6 +110,7 @@ class WatershedNuclei:
     leniency: float = 0.03
     open_um: float = 0.8
     hole_um2: float = 20.0
+    seeds: Literal["distance", "log"] = "distance"
     seed_um: float = 0.7
     apart_um: float = 1.6
     least_um2: float = 12.0
@@ -119,6 +123,8 @@ class WatershedNuclei:
     classes = ("Nucleus",)
 
     def __post_init__(self) -> None:
+        if self.seeds not in ("distance", "log"):
+            raise ValueError(f"seeds must be 'distance' or 'log', got {self.seeds!r}")
         if not 0.2 <= self.mpp <= 0.6:
             raise ValueError(f"mpp must be in 0.2..0.6 µm (nuclei blur beyond), got {self.mpp}")
 
@@ -149,11 +155,19 @@ class WatershedNuclei:
         """uint8 [H, W, 3] at `mpp` -> int32 [H, W] labels, 4-connected, from 1 without gaps."""
         stain = gaussian(self.intensity(rgb), self.smooth_um / self.mpp)
         mask = self._foreground(stain)
-        # no nucleus is 8 µm from its background, and farther distances would leave the context
-        distance = distance_transform(mask, 8.0 / self.mpp)
-        ridge = gaussian(distance, self.seed_um / self.mpp)
+        ridge = self._ridge(stain, mask)
         seeds = local_maxima(ridge, mask, self.apart_um / self.mpp)
         return self._plausible(seeded_watershed(-ridge, seeds, mask), stain)
+
+    def _ridge(
+        self, stain: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """float32 [H, W], highest in the middle of nuclei."""
+        if self.seeds == "log":
+            return np.asarray(laplacian_of_gaussian(stain, self.seed_um / self.mpp))
+        # no nucleus is 8 µm from its background, and farther distances would leave the context
+        distance = distance_transform(mask, 8.0 / self.mpp)
+        return np.asarray(gaussian(distance, self.seed_um / self.mpp))
 
     def _foreground(self, stain: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         levels, radius = self.levels, round(self.local_um / self.mpp)

@@ -20,9 +20,12 @@ def distance_transform(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
     return _distances(np.ascontiguousarray(mask, np.bool_), limit)
 
 
-def gaussian(image: Floats, weights: npt.NDArray[np.float64]) -> Floats:
-    """See `coverslip.kernels.labels.gaussian`."""
-    return _convolved(np.ascontiguousarray(image, np.float32), weights.astype(np.float32))
+def separable_filter(
+    image: Floats, down: npt.NDArray[np.float64], across: npt.NDArray[np.float64]
+) -> Floats:
+    """See `coverslip.kernels.labels.separable_filter`."""
+    image = np.ascontiguousarray(image, np.float32)
+    return _convolved(image, down.astype(np.float32), across.astype(np.float32))
 
 
 def local_threshold(
@@ -152,26 +155,26 @@ def _distances(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
 
 
 @njit(nogil=True, cache=True)
-def _convolved(image: Floats, weights: Floats) -> Floats:
+def _convolved(image: Floats, down: Floats, across: Floats) -> Floats:
     """Rows are padded by their end values; sums run in one fixed order for every pixel."""
     rows, columns = image.shape
-    reach = len(weights) // 2
+    reach = len(down) // 2
     out = np.empty((rows, columns), np.float32)
     line = np.empty(columns + 2 * reach, np.float32)
     for v in range(rows):
         middle = line[reach : reach + columns]
         middle[:] = 0
-        for k in range(len(weights)):
+        for k in range(len(down)):
             source = image[min(max(v + k - reach, 0), rows - 1)]
-            weight = weights[k]
+            weight = down[k]
             for u in range(columns):
                 middle[u] += weight * source[u]
         line[:reach] = line[reach]
         line[reach + columns :] = line[reach + columns - 1]
         target = out[v]
         target[:] = 0
-        for k in range(len(weights)):
-            weight = weights[k]
+        for k in range(len(across)):
+            weight = across[k]
             shifted = line[k : k + columns]
             for u in range(columns):
                 target[u] += weight * shifted[u]

@@ -25,10 +25,12 @@ def distance_transform(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
     return np.asarray(np.minimum(ndimage.distance_transform_edt(mask), limit), np.float32)
 
 
-def gaussian(image: Floats, weights: npt.NDArray[np.float64]) -> Floats:
-    """See `coverslip.kernels.labels.gaussian`."""
+def separable_filter(
+    image: Floats, down: npt.NDArray[np.float64], across: npt.NDArray[np.float64]
+) -> Floats:
+    """See `coverslip.kernels.labels.separable_filter`."""
     exact = image.astype(np.float64)
-    for axis in (0, 1):
+    for axis, weights in enumerate((down, across)):
         exact = ndimage.correlate1d(exact, weights, axis, mode="nearest")
     return np.asarray(exact, np.float32)
 
