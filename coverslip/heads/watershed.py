@@ -93,8 +93,8 @@ class WatershedNuclei:
     leniency         lowers the threshold, by this share of the contrast of nuclei on the slide
     open_um          radius of the disc that fits into every part of a nucleus
     hole_um2         holes up to this area belong to the nucleus
-    seeds            where nuclei begin: at peaks of the "distance" to the background, or of the "log"
-                     (Laplacian of Gaussian) of the haematoxylin
+    seeds            where nuclei begin: at peaks of the "distance" to the background, or of the
+                     Laplacian of Gaussian ("log") of the haematoxylin
     seed_um          standard deviation of the Gaussian on the distances, or of the Laplacian's
     apart_um         least distance between two nuclei's seeds
     least_um2, most_um2   area of a nucleus
