@@ -91,7 +91,7 @@ def test_outlines_of_real_nuclei_are_valid_and_measured(whole: Nuclei) -> None:
     assert shapely.is_valid(outlines).all()
     area = shapely.area(outlines) * 0.25
     assert np.abs(area / whole.area_um2 - 1).max() < 0.15  # simplified; holes are covered
-    assert whole.area_um2.min() >= 12
+    assert whole.area_um2.min() >= WatershedNuclei().least_um2
     assert whole.area_um2.max() <= 300
     assert ((whole.circularity > 0) & (whole.circularity <= 1)).all()
     assert ((whole.solidity > 0) & (whole.solidity <= 1)).all()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from coverslip.kernels.compiled import compiled
 
 Floats = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int32]
@@ -74,7 +75,7 @@ def label_sums(labels: Labels, image: Floats) -> npt.NDArray[np.float64]:
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _root(parent: Labels, i: int) -> int:
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -82,7 +83,7 @@ def _root(parent: Labels, i: int) -> int:
     return i
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _components(mask: npt.NDArray[np.bool_]) -> Labels:
     rows, columns = mask.shape
     out = np.zeros((rows, columns), np.int32)
@@ -119,7 +120,7 @@ def _components(mask: npt.NDArray[np.bool_]) -> Labels:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _distances(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
     """Distances along columns, then along each row the least of all within the limit.
 
@@ -154,7 +155,7 @@ def _distances(mask: npt.NDArray[np.bool_], limit: float) -> Floats:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _convolved(image: Floats, down: Floats, across: Floats) -> Floats:
     """Rows are padded by their end values; sums run in one fixed order for every pixel."""
     rows, columns = image.shape
@@ -181,7 +182,7 @@ def _convolved(image: Floats, down: Floats, across: Floats) -> Floats:
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _midpoints(
     image: Floats, radius: int, level: Floats, low: float, high: float, prior: float
 ) -> Floats:
@@ -224,7 +225,7 @@ def _midpoints(
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _peaks(height: Floats, mask: npt.NDArray[np.bool_], steps: npt.NDArray[np.int64]) -> Labels:
     rows, columns = height.shape
     out = np.zeros((rows, columns), np.int32)
@@ -249,7 +250,7 @@ def _peaks(height: Floats, mask: npt.NDArray[np.bool_], steps: npt.NDArray[np.in
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _push(
     keys: Floats, ages: npt.NDArray[np.int64], places: npt.NDArray[np.int64], size: int,
     key: float, age: int, place: int,
@@ -265,7 +266,7 @@ def _push(
     keys[i], ages[i], places[i] = key, age, place
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _pop(
     keys: Floats, ages: npt.NDArray[np.int64], places: npt.NDArray[np.int64], size: int
 ) -> None:
@@ -289,7 +290,7 @@ def _pop(
     keys[i], ages[i], places[i] = key, age, place
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _flood(height: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels:
     rows, columns = height.shape
     out = np.zeros((rows, columns), np.int32)
@@ -322,12 +323,12 @@ def _flood(height: Floats, seeds: Labels, mask: npt.NDArray[np.bool_]) -> Labels
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is(labels: Labels, v: int, u: int, label: int) -> bool:
     return bool(0 <= v < labels.shape[0] and 0 <= u < labels.shape[1] and labels[v, u] == label)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _outlines(
     labels: Labels, largest: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -361,7 +362,7 @@ def _outlines(
     return names, offset, vertex[:filled].copy()
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _trace(
     labels: Labels, label: int, v0: int, u0: int, vertex: npt.NDArray[np.float64], filled: int
 ) -> int:
@@ -388,7 +389,7 @@ def _trace(
             return filled
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _sums(labels: Labels, image: Floats, largest: int) -> npt.NDArray[np.float64]:
     sums = np.zeros((largest + 1, 11), np.float64)
     for v in range(labels.shape[0]):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from coverslip.kernels.compiled import compiled
 
 HALF = np.float32(0.5001)
 """Rounds halves up though float32 sums of halves land a little to either side."""
@@ -36,7 +37,7 @@ def area_resample(
         out[...] = flat
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _area_resample(
     image: npt.NDArray[np.uint8],  # (H, W * 3)
     x: float,
@@ -54,7 +55,7 @@ def _area_resample(
         _any_scale(image, across, down, out)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _taps(
     length: int, start: float, step: float, count: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -82,7 +83,7 @@ def _taps(
     return first, weights, white
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _weighted_rows(
     image: npt.NDArray[np.uint8],
     v: int,
@@ -108,7 +109,7 @@ def _weighted_rows(
                 row[i] += w * np.float32(source[i])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _any_scale(
     image: npt.NDArray[np.uint8],
     across: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]],
@@ -137,7 +138,7 @@ def _any_scale(
             line[target + two] = np.uint8(np.int32(blue))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _nearly_alike(
     image: npt.NDArray[np.uint8],
     across: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]],

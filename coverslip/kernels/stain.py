@@ -1,7 +1,8 @@
-"""Optical density and fixed-matrix colour deconvolution."""
+"""Optical density, colour deconvolution, and colour transforms in density and in CIELAB."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ def stain_matrix(
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
 
 
-def rgb_to_od(rgb: Any, background: float = 255.0, *, backend: Backend | None = None) -> Any:
+def rgb_to_od(
+    rgb: Any, background: float | Sequence[float] = 255.0, *, backend: Backend | None = None
+) -> Any:
     """Optical density -ln((I + 1) / (background + 1)): (..., 3) uint8 -> (..., 3) float32.
 
     Glass has 0, black is finite, and what is brighter than the background is negative.
@@ -34,7 +37,7 @@ def rgb_to_od(rgb: Any, background: float = 255.0, *, backend: Backend | None = 
 def separate_stains(
     rgb: Any,
     matrix: npt.NDArray[np.float64],
-    background: float = 255.0,
+    background: float | Sequence[float] = 255.0,
     *,
     backend: Backend | None = None,
 ) -> Any:
@@ -42,7 +45,7 @@ def separate_stains(
 
     rgb          (..., 3) uint8
     matrix       (3, 3) stain vectors in rows, as from `stain_matrix`
-    background   grey level of clear glass, 1 to 255
+    background   grey level of clear glass, 1 to 255, one for all channels or one each
     backend      overrides the choice; for tests and benchmarks
 
     Returns (..., 3) float32 with -ln((I + 1) / (background + 1)) = concentrations @ matrix. Glass
@@ -57,9 +60,61 @@ def stain_concentration(
     rgb: Any,
     matrix: npt.NDArray[np.float64],
     stain: int,
-    background: float = 255.0,
+    background: float | Sequence[float] = 255.0,
     *,
     backend: Backend | None = None,
 ) -> Any:
     """One stain's concentration alone: (..., 3) uint8 -> (...) float32; see `separate_stains`."""
     return implementation("stain", rgb, backend).stain_concentration(rgb, matrix, stain, background)
+
+
+def transform_density(
+    rgb: Any,
+    matrix: npt.NDArray[np.float64],
+    offset: npt.NDArray[np.float64] | Sequence[float] = (0, 0, 0),
+    background: float | Sequence[float] = 255.0,
+    target_background: float | Sequence[float] = 255.0,
+    *,
+    threads: int = 1,
+    backend: Backend | None = None,
+) -> Any:
+    """Colours changed by an affine map of their optical densities, in one pass.
+
+    rgb                 (..., 3) uint8
+    matrix, offset      (3, 3) and (3,): densities, as a row, become densities @ matrix + offset
+    background          grey level of clear glass before, 1 to 255, one for all channels or one each
+    target_background   grey level of clear glass after
+    threads             for arrays on the CPU
+
+    Returns (..., 3) uint8, rounded, cut off at 0 and 255: a new array where `rgb` lives. Stain
+    normalisation, stain jitter and the removal of a stain are all such maps. All backends agree
+    within one grey level.
+    """
+    three = [
+        np.broadcast_to(np.asarray(value, np.float64), (3,))
+        for value in (offset, background, target_background)
+    ]
+    kernel = implementation("stain", rgb, backend)
+    return kernel.transform_density(rgb, np.asarray(matrix, np.float64), *three, threads)
+
+
+def transform_lab(
+    rgb: Any,
+    scale: npt.NDArray[np.float64] | Sequence[float],
+    shift: npt.NDArray[np.float64] | Sequence[float],
+    *,
+    threads: int = 1,
+    backend: Backend | None = None,
+) -> Any:
+    """Colours changed by an affine map of each CIELAB coordinate (sRGB, D65), in one pass.
+
+    rgb            (..., 3) uint8
+    scale, shift   (3,): L, a, b become value * scale + shift
+
+    Returns (..., 3) uint8, cut off channel by channel at 0 and 255. All backends agree within
+    one grey level where nothing is cut off.
+    """
+    kernel = implementation("stain", rgb, backend)
+    return kernel.transform_lab(
+        rgb, np.asarray(scale, np.float64), np.asarray(shift, np.float64), threads
+    )
