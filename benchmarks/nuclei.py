@@ -1,7 +1,7 @@
 """How well nuclei are found on MoNuSeg, and how fast.
 
-The head's settings were chosen on other images (histology of DSB 2018, each scaled so that its median
-nucleus measures 31 µm²); the peer's were not tuned.
+The head's settings were chosen on other images (histology of DSB 2018, each scaled so that its
+median nucleus measures 31 µm²); the peer's were not tuned.
 
     python benchmarks/nuclei.py [--data FOLDER]
 

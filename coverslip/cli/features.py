@@ -17,6 +17,8 @@ def features(
     mpp: options.Mpp = None,
     tile: options.Tile = None,
     overlap: options.Overlap = None,
+    stain: options.Stain = None,
+    stain_target: options.StainTarget = None,
     encoder: options.EncoderName = None,
     weights: options.Weights = None,
     export: options.Export = None,

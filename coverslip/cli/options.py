@@ -35,6 +35,16 @@ Region = Annotated[
 RegionClass = Annotated[
     str | None, typer.Option("--region-class", help="Only the region's objects of this class.")
 ]
+Stain = Annotated[
+    str | None,
+    typer.Option(
+        "--stain", help="Normalise stains: none, macenko, vahadane, ruifrok, reinhard. [none]"
+    ),
+]
+StainTarget = Annotated[
+    str | None,
+    typer.Option("--stain-target", help="Whose colours: a slide or a profile's JSON. [ours]"),
+]
 EncoderName = Annotated[
     str | None,
     typer.Option(

@@ -22,6 +22,8 @@ def run(
     quality: options.Quality = None,
     region: options.Region = None,
     region_class: options.RegionClass = None,
+    stain: options.Stain = None,
+    stain_target: options.StainTarget = None,
     encoder: options.EncoderName = None,
     weights: options.Weights = None,
     nuclei: options.Nuclei = None,

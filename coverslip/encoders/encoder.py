@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec
-from coverslip.errors import MissingWeights, UnknownName
+from coverslip.errors import MissingPackage, MissingWeights, UnknownName
 
 if TYPE_CHECKING:
     import torch
 
 Tiles = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
+Recolour = Callable[[Any], Any]
+"""uint8 [B, H, W, 3] -> the same, for NumPy and CuPy arrays: stain normalisation."""
 
 CPU_BATCH = 8
 """Tiles that pass through the network together on a CPU, whatever the batch: their activations
@@ -65,8 +67,11 @@ class Encoder:
             )
         return int(dim)
 
-    def encode(self, tiles: Tiles) -> Embeddings:
-        """tiles uint8 [B, H, W, 3] RGB of any side -> float32 [B, dim]."""
+    def encode(self, tiles: Tiles, recolour: Recolour | None = None) -> Embeddings:
+        """tiles uint8 [B, H, W, 3] RGB of any side -> float32 [B, dim].
+
+        recolour   applied to the tiles first, on the device of the network (on a GPU by CuPy)
+        """
         import torch
 
         if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype != np.uint8:
@@ -74,22 +79,27 @@ class Encoder:
         at_once = len(tiles) if self.device.type == "cuda" else CPU_BATCH
         parts = [tiles[i : i + at_once] for i in range(0, len(tiles), max(at_once, 1))]
         with torch.inference_mode():
-            found = [self._embed(self._upload(part)).float().cpu().numpy() for part in parts]
+            found = [
+                self._embed(self._upload(part, recolour)).float().cpu().numpy() for part in parts
+            ]
         return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)
 
-    def encode_stream(self, batches: Iterable[Tiles]) -> Iterator[Embeddings]:
+    def encode_stream(
+        self, batches: Iterable[Tiles], recolour: Recolour | None = None
+    ) -> Iterator[Embeddings]:
         """Embeddings batch by batch; on a GPU the next batch uploads while this one computes."""
         import torch
 
         if self.device.type != "cuda":
-            yield from map(self.encode, batches)
+            for tiles in batches:
+                yield self.encode(tiles, recolour)
             return
         uploading = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         waiting: torch.Tensor | None = None
         with torch.inference_mode():
             for tiles in batches:
                 with torch.cuda.stream(uploading):
-                    ready = self._upload(tiles)
+                    ready = self._upload(tiles, recolour)
                 if waiting is not None:
                     yield self._embed(waiting).float().cpu().numpy()
                 torch.cuda.current_stream(self.device).wait_stream(uploading)
@@ -98,13 +108,17 @@ class Encoder:
             if waiting is not None:
                 yield self._embed(waiting).float().cpu().numpy()
 
-    def _upload(self, tiles: Tiles) -> torch.Tensor:
+    def _upload(self, tiles: Tiles, recolour: Recolour | None = None) -> torch.Tensor:
         """uint8 [B, 3, H, W] on the device, channels last: the bytes travel as they are."""
         import torch
 
+        if recolour is not None and self.device.type != "cuda":
+            tiles = recolour(tiles)
         pixels = torch.from_numpy(np.ascontiguousarray(tiles))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            if recolour is not None:
+                pixels = _recoloured_on_gpu(pixels, recolour)
         return pixels.permute(0, 3, 1, 2)
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -143,6 +157,19 @@ class Encoder:
         if self.spec.pooling == "cls":
             return cls  # type: ignore[no-any-return]
         return patches if self.spec.pooling == "mean" else torch.cat([cls, patches], dim=1)
+
+
+def _recoloured_on_gpu(pixels: torch.Tensor, recolour: Recolour) -> torch.Tensor:
+    """The same memory seen by CuPy, on torch's own stream; nothing is copied either way."""
+    import torch
+
+    try:
+        import cupy
+    except ImportError as error:
+        raise MissingPackage("stain normalisation on a GPU", "cupy", "gpu") from error
+    stream = torch.cuda.current_stream(pixels.device).cuda_stream
+    with cupy.cuda.Device(pixels.device.index or 0), cupy.cuda.ExternalStream(stream):
+        return torch.utils.dlpack.from_dlpack(recolour(cupy.from_dlpack(pixels)))  # type: ignore[no-untyped-call]
 
 
 def load_encoder(

@@ -16,6 +16,7 @@ from coverslip.errors import InvalidConfig
 OnBadTile = Literal["fail", "blank"]
 Pixels = Literal["none", "jpeg", "lossless"]
 Image = Literal["none", "carried", "portable"]
+Stain = Literal["none", "macenko", "vahadane", "ruifrok", "reinhard"]
 EXPORTS = ("geojson", "h5", "clam", "stamp", "parquet")
 
 
@@ -31,6 +32,9 @@ class RunConfig:
         quality            measure focus, pen and brightness of every tile
         region             QuPath GeoJSON whose polygons limit what is processed
         region_class       only the region's objects of this class
+        stain              how the slide's stains are fitted, to recolour what encoders see and what
+                           `pixels` keeps: none, macenko, vahadane, ruifrok or reinhard
+        stain_target       whose colours: a slide, or a profile's JSON; empty for the one that ships
         encoder            encoders by name; empty for none
         weights            a local checkpoint for the (only) encoder
         nuclei             nucleus model by name; empty for none
@@ -62,6 +66,8 @@ class RunConfig:
     quality: bool = True
     region: str = ""
     region_class: str = ""
+    stain: Stain = "none"
+    stain_target: str = ""
     encoder: tuple[str, ...] = ("efficientnet-lite0",)
     weights: str = ""
     nuclei: str = ""
@@ -95,13 +101,16 @@ class RunConfig:
                 math.isfinite(self.assume_mpp) and 0.02 <= self.assume_mpp <= 50,
                 f"assume-mpp must be 0.02 to 50 µm, got {self.assume_mpp}",
             )
-        for name in ("on_bad_tile", "pixels", "image"):
+        for name in ("on_bad_tile", "pixels", "image", "stain"):
             allowed = get_args(get_type_hints(RunConfig)[name])
             value = getattr(self, name)
             flag = name.replace("_", "-")
             _require(value in allowed, f"{flag} must be {' or '.join(allowed)}, got {value!r}")
         for format in self.export:
             _require(format in EXPORTS, f"export knows {', '.join(EXPORTS)}; got {format!r}")
+        _require(
+            not self.stain_target or self.stain != "none", "stain-target goes with --stain METHOD"
+        )
         _require(not self.weights or len(self.encoder) == 1, "weights go with exactly one encoder")
 
     @classmethod

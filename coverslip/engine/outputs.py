@@ -25,6 +25,7 @@ from coverslip.tiling.windows import Windows
 
 if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder
+    from coverslip.kernels.stain_profile import StainNormalizer
 
 BLOCK = 512
 """Tiles per durable block: what a crash can cost."""
@@ -120,9 +121,11 @@ class PixelOutput(Output):
         windows: Windows,
         writer: StageWriter,
         codec: Literal["jpeg", "lossless"],
+        normalizer: StainNormalizer | None,
         clock: Clock,
     ) -> None:
         self.windows, self._clock, self._writer = windows, clock, writer
+        self._normalizer = normalizer
         w, h = windows.size
         total = len(windows.origins)
         writer.create_array(
@@ -133,8 +136,9 @@ class PixelOutput(Output):
 
     def take(self, batch: WindowBatch) -> None:
         with self._clock("storing pixels"):
+            tiles = self._normalizer(batch.pixels) if self._normalizer else batch.pixels
             # encoded here, so that a block of them waits as JPEG or zstd, not as pixels
-            self._rows.add({"pixels": self._writer.encode("pixels", batch.pixels)})
+            self._rows.add({"pixels": self._writer.encode("pixels", tiles)})
 
     def finish(self) -> None:
         self._writer.finish({})
@@ -147,10 +151,16 @@ class FeatureOutput(Output):
     """
 
     def __init__(
-        self, windows: Windows, writer: StageWriter, encoder: Encoder, batch: int, clock: Clock
+        self,
+        windows: Windows,
+        writer: StageWriter,
+        encoder: Encoder,
+        batch: int,
+        normalizer: StainNormalizer | None,
+        clock: Clock,
     ) -> None:
         self.windows, self._clock, self._writer = windows, clock, writer
-        self._encoder, self._batch = encoder, batch
+        self._encoder, self._batch, self._normalizer = encoder, batch, normalizer
         total = len(windows.origins)
         writer.create_array("features", (total, encoder.dim), "float32", rows_per_block=BLOCK)
         self._rows = TileRows(writer, total)
@@ -173,7 +183,7 @@ class FeatureOutput(Output):
     def _encode(self, count: int) -> None:
         tiles = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
         with self._clock(f"encoding {self._encoder.name}"):
-            features = self._encoder.encode(tiles[:count])
+            features = self._encoder.encode(tiles[:count], self._normalizer)
         self._rows.add({"features": features})
         self._next += count
         self._held -= count

@@ -28,6 +28,7 @@ from coverslip.wsi.slide import Slide
 
 if TYPE_CHECKING:
     from coverslip.engine.process import RunContext
+    from coverslip.kernels.stain_profile import StainNormalizer
 
 STREAM_BATCH = 64
 
@@ -39,14 +40,17 @@ def run_pixel_pass(
     context: RunContext,
     clock: Clock,
     result: SlideResult,
+    normalizer: StainNormalizer | None = None,
 ) -> bool:
     """Complete every pixel stage the configuration asks for; True if anything was done.
+
+    normalizer   recolours what encoders see and what is kept of the pixels
 
     Raises UnreadableTile where a native tile is damaged and the configuration says "fail";
     the blocks written so far stay, and a later run goes on behind them.
     """
     with ExitStack() as stages:
-        over_tiles = _tile_outputs(store, survey, context, clock, stages, result)
+        over_tiles = _tile_outputs(store, survey, context, clock, stages, result, normalizer)
         nuclei = _nucleus_output(slide, store, survey, context, clock, stages)
         outputs: list[Output] = [*over_tiles, *([nuclei] if nuclei else [])]
         if outputs:
@@ -71,6 +75,7 @@ def _tile_outputs(
     clock: Clock,
     stages: ExitStack,
     result: SlideResult,
+    normalizer: StainNormalizer | None,
 ) -> list[Output]:
     """The incomplete outputs over the tile grid; the grid itself is stored first."""
     config, grid = context.config, survey.grid
@@ -91,10 +96,19 @@ def _tile_outputs(
     if config.quality and wanted(f"quality/{grid.name}", quality):
         stage = stages.enter_context(store.stage(f"quality/{grid.name}", quality, needs=[tiles]))
         outputs.append(QualityOutput(windows, stage, grid.mpp, clock))
-    pixels: dict[str, Any] = {"codec": config.pixels, "on_bad_tile": config.on_bad_tile}
+    stain = (
+        {"source": normalizer.source.to_dict(), "target": normalizer.target.to_dict()}
+        if normalizer
+        else None
+    )
+    pixels: dict[str, Any] = {
+        "codec": config.pixels,
+        "on_bad_tile": config.on_bad_tile,
+        "stain": stain,
+    }
     if config.pixels != "none" and wanted(f"pixels/{grid.name}", pixels):
         stage = stages.enter_context(store.stage(f"pixels/{grid.name}", pixels, needs=[tiles]))
-        outputs.append(PixelOutput(windows, stage, config.pixels, clock))
+        outputs.append(PixelOutput(windows, stage, config.pixels, normalizer, clock))
     for encoder in context.encoders:
         name = f"features/{encoder.name}@{grid.name}"
         recipe = {
@@ -102,10 +116,11 @@ def _tile_outputs(
             "weights_sha256": encoder.weights_sha256,
             "batch": config.batch,
             "on_bad_tile": config.on_bad_tile,
+            "stain": stain,
         }
         if wanted(name, recipe):
             stage = stages.enter_context(store.stage(name, recipe, needs=[tiles]))
-            outputs.append(FeatureOutput(windows, stage, encoder, config.batch, clock))
+            outputs.append(FeatureOutput(windows, stage, encoder, config.batch, normalizer, clock))
     if not (config.quality or config.encoder or config.pixels != "none"):
         return []
     folder = context.output / "report" / result.slide

@@ -16,6 +16,7 @@ from coverslip.engine.journal import Journal
 from coverslip.engine.opening import open_for_run
 from coverslip.engine.pixel_pass import run_pixel_pass
 from coverslip.engine.result import SlideResult
+from coverslip.engine.stain_stage import stain_normalizer, target_profile
 from coverslip.engine.survey import Survey, grid_for, region_for
 from coverslip.tiling.lock import lock
 from coverslip.tiling.overlay import overview
@@ -30,6 +31,7 @@ from coverslip.wsi.slide import Slide
 
 if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder
+    from coverslip.kernels.stain_profile import StainProfile
 
 Observer = Callable[[str, str, int, int], None]
 """Called with (slide id, stage, done, total) as work goes on."""
@@ -54,6 +56,11 @@ class RunContext:
             load_encoder(name, weights=self.config.weights or None, device=self.config.device)
             for name in self.config.encoder
         ]
+
+    @cached_property
+    def stain_target(self) -> StainProfile:
+        """Whose colours tiles take; read or fitted once."""
+        return target_profile(self.config)
 
 
 def process_slide(path: str, slide_id: str, context: RunContext) -> SlideResult:
@@ -90,7 +97,8 @@ def _run_stages(
     result.tissue_mm2 = survey.tissue.area_um2(slide.mpp) / 1e6
     _flag_scale(slide, context.config, result)
     _draw_overview(slide, survey, context, clock, result)
-    changed = run_pixel_pass(slide, store, survey, context, clock, result)
+    normalizer = stain_normalizer(slide, store, survey.tissue, context, clock, result)
+    changed = run_pixel_pass(slide, store, survey, context, clock, result, normalizer)
     _flag_quality(store, survey, result)
     changed |= _keep_image(slide, store, context, clock, result)
     changed |= write_exports(store, context, clock, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def _html(results: Sequence[SlideResult], settings: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["grey_level"] = lambda density: round(255 * math.exp(-density))
     longest = max((r.total_seconds for r in results), default=0.0)
     return environment.get_template("report.html").render(
         results=results,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Status = Literal["done", "unchanged", "no tissue", "failed"]
 
@@ -21,6 +21,8 @@ class SlideResult:
     seconds       stage or part of one -> seconds spent in this run
     bottleneck    what the pixel pass waited for most: "decoding", "encoding", ...
     flags         remarks a person should see
+    stain         the profile of its stains, as kept in the store; None where not asked for
+    stained       picture of sampled tissue, above as it is and below recoloured
     bad_tiles     native tiles that were blanked
     files         what was written, relative to the output folder
     samples       pictures of sampled tiles, relative to the output folder
@@ -40,6 +42,8 @@ class SlideResult:
     seconds: dict[str, float] = field(default_factory=dict)
     bottleneck: str = ""
     flags: list[str] = field(default_factory=list)
+    stain: dict[str, Any] | None = None
+    stained: str = ""
     bad_tiles: int = 0
     files: list[str] = field(default_factory=list)
     overview: str = ""
