@@ -169,7 +169,7 @@ def _recoloured_on_gpu(pixels: torch.Tensor, recolour: Recolour) -> torch.Tensor
         raise MissingPackage("stain normalisation on a GPU", "cupy", "gpu") from error
     stream = torch.cuda.current_stream(pixels.device).cuda_stream
     with cupy.cuda.Device(pixels.device.index or 0), cupy.cuda.ExternalStream(stream):
-        return torch.utils.dlpack.from_dlpack(recolour(cupy.from_dlpack(pixels)))  # type: ignore[no-untyped-call]
+        return torch.utils.dlpack.from_dlpack(recolour(cupy.from_dlpack(pixels)))
 
 
 def load_encoder(

@@ -85,16 +85,21 @@ def transform_density(
 def transform_lab(rgb: RGB, scale: Matrix, shift: Matrix, threads: int) -> RGB:
     """See `coverslip.kernels.stain.transform_lab`."""
     words, roots, levels = _light_tables()
-    # Lab is linear in the cube roots f: the whole step from f to f' is one matrix and one shift
-    to_lab = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]], np.float64)
-    back = np.linalg.inv(to_lab)
-    step = np.asarray(back @ np.diag(scale) @ to_lab, np.float32)
-    base = np.array([-16.0, 0, 0])
-    added = np.asarray(back @ (scale * base + shift - base), np.float32)
+    step, added = lab_step(scale, shift)
     light = np.asarray(np.linalg.inv(RGB_TO_XYZ) * WHITE, np.float32)
     return _in_pieces(
         rgb, threads, lambda a, b: _by_light(a, words, roots, step, added, light, levels, b)
     )
+
+
+def lab_step(
+    scale: Matrix, shift: Matrix
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(3, 3) and (3,): Lab * scale + shift as a map of Lab's cube roots, in which Lab is linear."""
+    to_lab = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]], np.float64)
+    back, base = np.linalg.inv(to_lab), np.array([-16.0, 0, 0])
+    step = back @ np.diag(scale) @ to_lab
+    return step.astype(np.float32), (back @ (scale * base + shift - base)).astype(np.float32)
 
 
 def _in_pieces(rgb: RGB, threads: int, work: Callable[[RGB, RGB], None]) -> RGB:
