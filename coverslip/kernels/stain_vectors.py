@@ -34,12 +34,12 @@ def stained_pixels(
 
     Left out: glass (any channel below `LEAST_DENSITY`), what is black or saturated in a channel
     (densities end there), and hues that no mixture of the two stains has. Both absorb green most,
-    so ink and brown are what absorbs red much more than green (blue and green pens), or blue as
-    much as green (brown chromogen, yellow and red pens, haemosiderin).
+    so ink and brown are what absorbs red much more than green (green pens) or more than green while
+    hardly any blue (blue pens), or blue as much as green (brown chromogen, red pens, haemosiderin).
     """
     red, green, blue = density.T
     dense = (density >= LEAST_DENSITY).all(axis=1) | (density.sum(axis=1) >= 6 * LEAST_DENSITY)
-    inky = red > 1.4 * green
+    inky = (red > 1.4 * green) | ((red > 1.15 * green) & (blue < 0.3 * green))
     brown = blue > 0.95 * green
     kept = (density >= LEAST_DENSITY).all(axis=1) & (rgb.min(axis=1) > 5) & ~inky & ~brown
     share = float((dense & brown & ~inky).sum()) / max(float(dense.sum()), 1.0)
