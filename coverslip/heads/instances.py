@@ -17,6 +17,7 @@ import shapely
 
 from coverslip.heads.registry import NucleusHead
 from coverslip.kernels.labels import LabelMeasures, label_measures, label_outlines
+from coverslip.kernels.shapes import outline_polygons, shape_measures
 
 SIMPLIFY_PX = 0.4
 """How far a simplified outline may stray from the traced one, px of the head's resolution."""
@@ -185,16 +186,14 @@ def _measured(
     number = np.zeros(int(labels.max()) + 1, np.int32)
     number[measures.label[owned]] = np.arange(1, np.count_nonzero(owned) + 1)
     outlines = label_outlines(number[labels])
-    polygons = _polygons(outlines.offset, outlines.vertex)
-    perimeter, outlined = shapely.length(polygons), shapely.area(polygons)
-    hull = shapely.area(shapely.convex_hull(polygons))
-    simple = shapely.simplify(polygons, SIMPLIFY_PX, preserve_topology=True)
+    area, axes = measures.area[owned], measures.axes[owned]
+    shapes = shape_measures(outline_polygons(outlines), axes)
+    simple = outline_polygons(outlines, SIMPLIFY_PX)
     vertex, ring = shapely.get_coordinates(simple, return_index=True)
     last = np.flatnonzero(np.diff(ring, append=ring[-1] + 1))  # each ring's closing vertex
     vertex, lengths = np.delete(vertex, last, axis=0), np.bincount(np.delete(ring, last))
     polygon = np.asarray(origin) + vertex * np.asarray(scale)
     polygon = np.clip(polygon, 0, np.asarray(slide_size, np.float64))
-    area, axes = measures.area[owned], measures.axes[owned]
 
     def column(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         return np.asarray(values, np.float32)
@@ -205,18 +204,10 @@ def _measured(
         polygon=polygon.astype(np.float32),
         class_id=np.zeros(len(area), np.uint8),
         area_um2=column(area * mpp**2),
-        perimeter_um=column(perimeter * mpp),
+        perimeter_um=column(shapes.perimeter * mpp),
         major_axis_um=column(axes[:, 0] * mpp),
         minor_axis_um=column(axes[:, 1] * mpp),
-        circularity=column(np.minimum(4 * np.pi * outlined / perimeter**2, 1)),
-        solidity=column(outlined / hull),
+        circularity=column(shapes.circularity),
+        solidity=column(shapes.solidity),
         hematoxylin_mean=column(measures.mean[owned]),
     )
-
-
-def _polygons(
-    offset: npt.NDArray[np.int64], vertex: npt.NDArray[np.float64]
-) -> npt.NDArray[np.object_]:
-    ring = np.repeat(np.arange(len(offset) - 1), np.diff(offset))
-    closed = shapely.linearrings(vertex, indices=ring)
-    return np.asarray(shapely.polygons(closed))

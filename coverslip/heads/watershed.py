@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from coverslip.kernels.labels import (
-    connected_components,
     distance_transform,
+    filled_holes,
     gaussian,
     label_measures,
     laplacian_of_gaussian,
     local_maxima,
     local_threshold,
+    opened_by_disc,
     seeded_watershed,
 )
 from coverslip.kernels.stain import DAB, EOSIN, HEMATOXYLIN, stain_concentration, stain_matrix
@@ -177,8 +178,8 @@ class WatershedNuclei:
         lower = self.leniency * (levels.nuclei - levels.background)
         limit = local_threshold(stain, radius, levels.threshold, means, PRIOR) - lower
         limit = local_threshold(stain, radius, limit, means, PRIOR) - lower
-        mask = _opened(stain > limit, self.open_um / self.mpp)
-        return _filled(mask, self.hole_um2 / self.mpp**2)
+        mask = opened_by_disc(stain > limit, self.open_um / self.mpp)
+        return np.asarray(filled_holes(mask, self.hole_um2 / self.mpp**2))
 
     def _plausible(
         self, labels: npt.NDArray[np.int32], stain: npt.NDArray[np.float32]
@@ -195,17 +196,3 @@ class WatershedNuclei:
         number = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
         number[found.label[kept]] = np.arange(1, np.count_nonzero(kept) + 1)
         return np.asarray(number[labels])
-
-
-def _opened(mask: npt.NDArray[np.bool_], radius: float) -> npt.NDArray[np.bool_]:
-    """What discs of `radius` px inside the mask cover."""
-    core = distance_transform(mask, radius + 1) > radius
-    return np.asarray(distance_transform(~core, radius + 1) <= radius)
-
-
-def _filled(mask: npt.NDArray[np.bool_], largest: float) -> npt.NDArray[np.bool_]:
-    """Holes of up to `largest` px filled."""
-    holes = connected_components(~mask)
-    small = np.bincount(holes.ravel(), minlength=1) <= largest
-    small[0] = False
-    return np.asarray(mask | small[holes])

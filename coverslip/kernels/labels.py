@@ -99,6 +99,25 @@ def distance_transform(mask: Any, limit: float, *, backend: Backend | None = Non
     return implementation("labels", mask, backend).distance_transform(mask, limit)
 
 
+def opened_by_disc(mask: Any, radius: float, *, backend: Backend | None = None) -> Any:
+    """What discs of `radius` px inside `mask` (H, W) bool cover; bool."""
+    core = distance_transform(mask, radius + 1, backend=backend) > radius
+    return distance_transform(~core, radius + 1, backend=backend) <= radius
+
+
+def filled_holes(mask: Any, largest: float, *, backend: Backend | None = None) -> Any:
+    """`mask` (H, W) bool with its holes of up to `largest` px filled; bool.
+
+    A hole is a 4-connected part of the background. What touches the border is none.
+    """
+    holes = connected_components(~mask, backend=backend)
+    small = np.bincount(holes.ravel(), minlength=1) <= largest
+    small[0] = False
+    for side in (holes[0], holes[-1], holes[:, 0], holes[:, -1]) if mask.size else ():
+        small[side] = False
+    return mask | small[holes]
+
+
 def local_maxima(height: Any, mask: Any, radius: float, *, backend: Backend | None = None) -> Any:
     """Pixels of `mask` that no pixel within `radius` px exceeds, numbered in raster order.
 
