@@ -23,6 +23,7 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt '.[bench]'
 	$(BIN)/python benchmarks/reading.py
+	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/geojson.py
 	$(BIN)/python benchmarks/nuclei.py

@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from comparison import Row
 from pyramid import MPP, pyramid
 
 from coverslip.tiling.grid import TileGrid
@@ -32,45 +30,6 @@ from coverslip.wsi.opening import open_slide
 from coverslip.wsi.slide import Slide
 
 TILE = 256
-Work = Callable[[], object]
-
-
-@dataclass
-class Row:
-    """One comparison: what is done, by whom, in seconds."""
-
-    what: str
-    unit: str
-    amount: float
-    ways: dict[str, Work]
-    turns: int | None = None  # where it wants other than the usual number
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-
-    def measure(self, repeat: int) -> None:
-        """Every way once untimed, then all ways in turn, each time from another one on."""
-        ways = list(self.ways.items())
-        for turn in range((self.turns or repeat) + 1):
-            first = turn % len(ways)
-            for name, work in ways[first:] + ways[:first]:
-                started = time.perf_counter()
-                work()
-                if turn:
-                    elapsed = time.perf_counter() - started
-                    self.seconds.setdefault(name, []).append(elapsed)
-
-    def lines(self) -> Iterator[str]:
-        """Table lines; the first way is the one the others are compared with, turn by turn."""
-        first = next(iter(self.ways))
-        peer = self.seconds[first]
-        for name in self.ways:
-            taken = self.seconds[name]
-            median = statistics.median(taken)
-            low, high = self.amount / max(taken), self.amount / min(taken)
-            what = self.what if name == first else ""
-            ratios = [theirs / ours for theirs, ours in zip(peer, taken, strict=True)]
-            ratio = "" if name == first else f"{statistics.median(ratios):.2f}x"
-            speed = f"{self.amount / median:,.0f} ({low:,.0f}-{high:,.0f}) {self.unit}"
-            yield f"| {what} | {name} | {speed} | {ratio} |"
 
 
 def middle(grid: TileGrid, count: int) -> npt.NDArray[np.int64]:

@@ -89,7 +89,8 @@ def test_macenko_is_torchstains(tissue: np.ndarray) -> None:
     expected, _, _ = theirs.normalize(tissue, Io=240, alpha=1, beta=0.15, stains=False)
     found = StainNormalizer(profile, target)(tissue)
     # it cuts levels down to whole ones and has no -1 for its +1: at most two levels apart
-    assert np.abs(found.astype(int) - expected).max() <= 2
+    dense = (tissue < 239).all(axis=2)  # it lets what is brighter than glass be brighter
+    assert np.abs(found.astype(int) - expected)[dense].max() <= 2
 
 
 def test_vahadane_is_as_good_as_scikit_learns() -> None:

@@ -74,6 +74,13 @@ def test_lab_is_scikit_images() -> None:
     assert np.array_equal(lab_to_rgb(rgb_to_lab(image)), image)
 
 
+def test_what_is_brighter_than_glass_is_glass() -> None:
+    image = np.array([[[250, 241, 255], [240, 240, 240]]], np.uint8)
+    tilted = np.array([[1, 2, -3], [0, 1, 0], [2, 0, 1.0]])
+    found = transform_density(image, tilted, background=240, target_background=245)
+    assert (found == 245).all()
+
+
 def test_a_pixel_by_hand() -> None:
     """Twice the density of a grey of half the glass: a quarter."""
     image = np.full((1, 1, 3), 127, np.uint8)  # (127 + 1) / (255 + 1) = 1/2

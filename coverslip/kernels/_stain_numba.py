@@ -124,7 +124,7 @@ def _density_tables(
 ) -> tuple[Words, npt.NDArray[np.int64], RGB, npt.NDArray[np.int64]]:
     """words uint64 (3, 256), shifts int64 (3,), levels uint8 (all three tables), starts (3,)."""
     # (input channel, grey level, output channel)
-    parts = _densities(background)[:, :, None] * np.reshape(matrix, (3, 1, 3))
+    parts = np.maximum(_densities(background), 0)[:, :, None] * np.reshape(matrix, (3, 1, 3))
     words = np.zeros((3, 256), np.uint64)
     shifts, levels = [], []
     for j in range(3):

@@ -52,7 +52,7 @@ def transform_density(
     threads: int,
 ) -> RGB:
     """See `coverslip.kernels.stain.transform_density`."""
-    found = density(rgb, background) @ matrix + offset
+    found = np.maximum(density(rgb, background), 0) @ matrix + offset
     return _as_bytes((target_background + 1) * np.exp(-found) - 1)
 
 

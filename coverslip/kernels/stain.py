@@ -86,7 +86,8 @@ def transform_density(
     target_background   grey level of clear glass after
     threads             for arrays on the CPU
 
-    Returns (..., 3) uint8, rounded, cut off at 0 and 255: a new array where `rgb` lives. Stain
+    Returns (..., 3) uint8, rounded, cut off at 0 and 255: a new array where `rgb` lives. What is
+    brighter than glass counts as glass (density 0), so that glass never takes a tint. Stain
     normalisation, stain jitter and the removal of a stain are all such maps. All backends agree
     within one grey level.
     """

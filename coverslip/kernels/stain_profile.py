@@ -171,11 +171,15 @@ def fit_stains(sample: RGB, method: StainMethod = "macenko") -> StainProfile:
 
 
 def glass_levels(pixels: RGB) -> npt.NDArray[np.float64]:
-    """Per channel the grey level of clear glass in uint8 [N, 3]; 240 where none is to be seen."""
-    bright = pixels[pixels.min(axis=1) > 220] if len(pixels) else pixels
+    """Per channel the grey level of clear glass in uint8 [N, 3]; 240 where none is to be seen.
+
+    The median of the brightest quarter of what is bright in all channels, for pale tissue is too.
+    """
+    least = pixels.min(axis=1) if len(pixels) else np.empty(0, np.uint8)
+    bright = least[least > 220]
     if len(bright) < max(100, len(pixels) // 2000):
         return np.full(3, 240.0)
-    return np.asarray(np.median(bright, axis=0), np.float64)
+    return np.asarray(np.median(pixels[least >= np.percentile(bright, 75)], axis=0), np.float64)
 
 
 def _problems(

@@ -13,7 +13,7 @@ __device__ static void recolour_density(const Density &d, const unsigned char *i
 {
     float od[3];
     for (int c = 0; c < 3; c++)  // base 2 throughout: the logarithm's base cancels in matrix products
-        od[c] = d.glass[c] - __log2f((float)in[c] + 1.0f);
+        od[c] = fmaxf(d.glass[c] - __log2f((float)in[c] + 1.0f), 0.0f);
     for (int c = 0; c < 3; c++) {
         float found = od[0] * d.m[c] + od[1] * d.m[3 + c] + od[2] * d.m[6 + c] + d.offset[c];
         out[c] = as_byte(d.target[c] * exp2f(-found) - 1.0f);
