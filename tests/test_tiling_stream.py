@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 import weakref
@@ -444,3 +445,20 @@ def two_requests(slide) -> tuple[Windows, Windows]:
     fine = TileGrid.over(slide, tile=40, mpp=0.26, overlap=8).windows()
     coarse = TileGrid.over(slide, tile=70, mpp=0.5).windows()
     return fine, coarse
+
+
+LEFT_OPEN = """
+import sys
+from coverslip import TileGrid, TileStream, open_slide
+slide = open_slide(sys.argv[1])
+stream = iter(TileStream(slide, TileGrid.over(slide, tile=64, mpp=0.5), batch=1))
+next(stream)
+sys.left_open = [stream]
+sys.left_open.append(sys.left_open)
+"""
+
+
+def test_a_stream_left_open_does_not_keep_python_from_ending(small_slide: Path) -> None:
+    """The interpreter closes it when daemon threads no longer run: nobody may wait for one."""
+    command = [sys.executable, "-c", LEFT_OPEN, str(small_slide)]
+    subprocess.run(command, check=True, timeout=60)

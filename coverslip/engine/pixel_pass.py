@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -175,21 +175,22 @@ def _stream(
         on_bad_tile="raise" if context.config.on_bad_tile == "fail" else "blank",
         counters=counters,
     )
-    while True:
-        with clock("waiting for pixels"):
-            batch = next(batches, None)
-        if batch is None:
-            break
-        for error in batch.bad:
-            if (place := (error.level, error.column, error.row)) not in bad:
-                bad.add(place)
-                context.journal.write("bad tile", slide=result.slide, problem=error.problem)
-        batch = dataclasses.replace(batch, index=batch.index + starts[batch.request])
-        for output in groups[batch.request]:
-            if batch.index[-1] >= output.start:
-                output.take(batch.since(output.start))
-        done = int(batch.index[-1]) + 1
-        context.observer(result.slide, labels[batch.request], done, totals[batch.request])
+    with closing(batches):  # an exception below ends the stream's threads at once
+        while True:
+            with clock("waiting for pixels"):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            for error in batch.bad:
+                if (place := (error.level, error.column, error.row)) not in bad:
+                    bad.add(place)
+                    context.journal.write("bad tile", slide=result.slide, problem=error.problem)
+            batch = dataclasses.replace(batch, index=batch.index + starts[batch.request])
+            for output in groups[batch.request]:
+                if batch.index[-1] >= output.start:
+                    output.take(batch.since(output.start))
+            done = int(batch.index[-1]) + 1
+            context.observer(result.slide, labels[batch.request], done, totals[batch.request])
     result.bad_tiles = len(bad)
     if bad:
         result.flags.append(

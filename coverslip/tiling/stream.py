@@ -9,9 +9,10 @@ bounded queue filled; the codecs and the resampler work without the GIL.
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -151,7 +152,7 @@ def stream_windows(
     ahead: int = 2,
     on_bad_tile: OnBadTile = "raise",
     counters: StreamCounters | None = None,
-) -> Iterator[WindowBatch]:
+) -> Generator[WindowBatch, None, None]:
     """Read the windows of all requests in one pass over the slide.
 
     batch         windows per batch, the same for all requests or one number each
@@ -393,4 +394,5 @@ def _read_ahead(start: Callable[[], Iterator[WindowBatch]], ahead: int) -> Itera
             yield item
     finally:
         stopped.set()
-        producer.join()
+        if not sys.is_finalizing():  # then no daemon thread runs any more, and joining would wait
+            producer.join()
