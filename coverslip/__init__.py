@@ -26,9 +26,14 @@ if TYPE_CHECKING:
     from coverslip.errors import CoverslipError as CoverslipError
     from coverslip.export.geojson import read_geojson as read_geojson
     from coverslip.export.geojson import write_geojson as write_geojson
+    from coverslip.kernels.stain_profile import StainNormalizer as StainNormalizer
+    from coverslip.kernels.stain_profile import StainProfile as StainProfile
+    from coverslip.kernels.stain_profile import fit_stains as fit_stains
+    from coverslip.kernels.stain_profile import reference_profile as reference_profile
     from coverslip.tiling.grid import TileGrid as TileGrid
     from coverslip.tiling.reading import read_region as read_region
     from coverslip.tiling.reading import thumbnail as thumbnail
+    from coverslip.tiling.stain_sample import stain_sample as stain_sample
     from coverslip.tiling.store import SlideStore as SlideStore
     from coverslip.tiling.stream import TileStream as TileStream
     from coverslip.tiling.tissue import Tissue as Tissue
@@ -50,14 +55,19 @@ _home = {
     "RunConfig": "engine.config",
     "Slide": "wsi.slide",
     "SlideStore": "tiling.store",
+    "StainNormalizer": "kernels.stain_profile",
+    "StainProfile": "kernels.stain_profile",
     "TileGrid": "tiling.grid",
     "TileStream": "tiling.stream",
     "Tissue": "tiling.tissue",
     "find_tissue": "tiling.tissue",
+    "fit_stains": "kernels.stain_profile",
     "load_encoder": "encoders.encoder",
     "open_slide": "wsi.opening",
     "read_geojson": "export.geojson",
     "read_region": "tiling.reading",
+    "reference_profile": "kernels.stain_profile",
+    "stain_sample": "tiling.stain_sample",
     "thumbnail": "tiling.reading",
     "write_geojson": "export.geojson",
 }

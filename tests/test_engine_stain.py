@@ -12,7 +12,8 @@ import tifffile
 from coverslip.cli import main
 from coverslip.engine.config import RunConfig
 from coverslip.engine.run import Run
-from coverslip.errors import InvalidConfig
+from coverslip.engine.stain_stage import target_profile
+from coverslip.errors import IncompleteStage, InvalidConfig
 from coverslip.kernels.stain import DAB, HEMATOXYLIN, stain_matrix
 from coverslip.kernels.stain_profile import StainNormalizer, StainProfile, reference_profile
 from coverslip.tiling.grid import TileGrid
@@ -92,6 +93,17 @@ def test_a_slide_can_be_the_target(tmp_path: Path, small_slide: Path) -> None:
     with open_slide(small_slide) as slide:
         plain = np.concatenate([batch.pixels for batch in TileStream(slide, grid)])
     assert np.abs(kept.astype(int) - plain).mean() < 10
+
+
+def test_a_store_of_an_earlier_run_can_be_the_target(tmp_path: Path, small_slide: Path) -> None:
+    """One slide's colours for a cohort, without the slide."""
+    Run.over([small_slide], tmp_path / "first", CONFIG).execute(debug=True)
+    store = tmp_path / "first/CMU-1-Small-Region.zarr"
+    config = RunConfig(encoder=(), quality=False, stain="macenko", stain_target=str(store))
+    assert target_profile(config) == profile_in(SlideStore.open(store))
+    absent = RunConfig(encoder=(), quality=False, stain="vahadane", stain_target=str(store))
+    with pytest.raises(IncompleteStage, match="stain/vahadane"):
+        target_profile(absent)
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ class RunConfig:
         region_class       only the region's objects of this class
         stain              how the slide's stains are fitted, to recolour what encoders see and what
                            `pixels` keeps: none, macenko, vahadane, ruifrok or reinhard
-        stain_target       whose colours: a slide, or a profile's JSON; empty for the one that ships
+        stain_target       whose colours: a slide, the store of one, or a profile's JSON; empty for
+                           the profile that ships
         encoder            encoders by name; empty for none
         weights            a local checkpoint for the (only) encoder
         nuclei             nucleus model by name; empty for none

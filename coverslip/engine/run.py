@@ -18,6 +18,7 @@ from coverslip.engine.processors import available_processors
 from coverslip.engine.report import write_report
 from coverslip.engine.result import SlideResult
 from coverslip.errors import CoverslipError, StoreError
+from coverslip.kernels.warm_up import KernelFamily, warm_up
 from coverslip.wsi.opening import slide_name, slide_paths
 
 
@@ -71,6 +72,7 @@ class Run:
                 observer=observer or _silent,
             )
             journal.write("run", slides=len(self.slides), config=dataclasses.asdict(self.config))
+            _warm_kernels(self.config)
             results = []
             for path, slide_id in self.slides:
                 result = _process_or_explain(path, slide_id, context, debug)
@@ -80,6 +82,14 @@ class Run:
             write_report(self.output, results, settings_as_toml(self.config))
             journal.write("run ended", counts=Counter(r.status for r in results))
         return results
+
+
+def _warm_kernels(config: RunConfig) -> None:
+    """Begin to compile what the run will need while the first slide is opened."""
+    families: list[KernelFamily] = ["resample"]
+    families += ["stain"] if config.stain != "none" or config.nuclei else []
+    families += ["labels"] if config.nuclei else []
+    warm_up(families)
 
 
 def _process_or_explain(path: str, slide_id: str, context: RunContext, debug: bool) -> SlideResult:

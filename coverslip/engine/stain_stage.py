@@ -13,7 +13,7 @@ from coverslip.engine.clock import Clock
 from coverslip.engine.config import RunConfig
 from coverslip.engine.opening import open_for_run
 from coverslip.engine.result import SlideResult
-from coverslip.errors import InvalidConfig
+from coverslip.errors import InvalidConfig, StoreError, StoreVersion
 from coverslip.kernels.stain_profile import (
     StainNormalizer,
     StainProfile,
@@ -74,16 +74,20 @@ def stain_normalizer(
 
 
 def target_profile(config: RunConfig) -> StainProfile:
-    """The configured target: a profile's JSON, a slide fitted by the same method, or the reference.
+    """The configured target: a profile's JSON, what a store holds of its slide, a slide that is
+    fitted by the same method, or the reference.
 
     Raises InvalidConfig where its own fit is implausible; SlideError where it cannot be read.
     """
     if not config.stain_target:
         return reference_profile()
-    if Path(config.stain_target).suffix == ".json":
+    kind = Path(config.stain_target).suffix
+    if kind == ".json":
         return StainProfile.from_file(config.stain_target)
     if config.stain == "none":
         raise InvalidConfig("stain-target goes with a stain method")
+    if kind == ".zarr" and (stored := _stored_profile(config)):
+        return stored
     with open_for_run(config.stain_target, config) as slide:
         profile = fit_stains(stain_sample(slide, find_tissue(slide)), config.stain)
     if profile.problems:
@@ -92,6 +96,18 @@ def target_profile(config: RunConfig) -> StainProfile:
             f"{'; '.join(profile.problems)}"
         )
     return profile
+
+
+def _stored_profile(config: RunConfig) -> StainProfile | None:
+    """From a store of an earlier run; None where the folder is none of ours (an OME-Zarr slide)."""
+    try:
+        store = SlideStore.open(config.stain_target)
+    except StoreVersion:
+        raise
+    except StoreError:
+        return None
+    stage = store.group(f"stain/{config.stain}")
+    return StainProfile.from_dict(stage.attrs["profile"])
 
 
 def _draw(path: Path, sample: npt.NDArray[np.uint8], normalizer: StainNormalizer) -> None:
