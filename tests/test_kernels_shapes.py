@@ -17,7 +17,7 @@ from coverslip.kernels.labels import (
     label_outlines,
     opened_by_disc,
 )
-from coverslip.kernels.shapes import outline_polygons, shape_measures
+from coverslip.kernels.shapes import outline_polygons, shape_measures, simplified_outlines
 
 
 def blobs(seed: int, size: int = 90, level: float = 0.5) -> np.ndarray:
@@ -56,7 +56,13 @@ def test_a_disc_and_a_bar() -> None:
 @given(st.integers(0, 10_000), st.floats(0, 4), st.floats(0.2, 0.95))
 def test_simplified_outlines_are_valid_and_near(seed: int, tolerance: float, level: float) -> None:
     outlines = label_outlines(blobs(seed, 60, level))
-    traced, simple = outline_polygons(outlines), outline_polygons(outlines, tolerance)
+    thinned, by_definition = (
+        simplified_outlines(outlines, tolerance, backend=name)  # type: ignore[arg-type]
+        for name in ("numba", "numpy")
+    )
+    assert np.array_equal(thinned.vertex, by_definition.vertex)
+    assert np.array_equal(thinned.offset, by_definition.offset)
+    traced, simple = outline_polygons(outlines), outline_polygons(thinned)
     assert shapely.is_valid(simple).all()
     assert (shapely.area(simple) > 0).all()
     for a, b in zip(traced.tolist(), simple.tolist(), strict=True):

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import shapely
 
 from coverslip.heads.registry import NucleusHead
 from coverslip.kernels.labels import LabelMeasures, label_measures, label_outlines
-from coverslip.kernels.shapes import outline_polygons, shape_measures
+from coverslip.kernels.shapes import outline_polygons, shape_measures, simplified_outlines
 
 SIMPLIFY_PX = 0.4
 """How far a simplified outline may stray from the traced one, px of the head's resolution."""
@@ -188,11 +187,8 @@ def _measured(
     outlines = label_outlines(number[labels])
     area, axes = measures.area[owned], measures.axes[owned]
     shapes = shape_measures(outline_polygons(outlines), axes)
-    simple = outline_polygons(outlines, SIMPLIFY_PX)
-    vertex, ring = shapely.get_coordinates(simple, return_index=True)
-    last = np.flatnonzero(np.diff(ring, append=ring[-1] + 1))  # each ring's closing vertex
-    vertex, lengths = np.delete(vertex, last, axis=0), np.bincount(np.delete(ring, last))
-    polygon = np.asarray(origin) + vertex * np.asarray(scale)
+    simple = simplified_outlines(outlines, SIMPLIFY_PX)
+    polygon = np.asarray(origin) + simple.vertex * np.asarray(scale)
     polygon = np.clip(polygon, 0, np.asarray(slide_size, np.float64))
 
     def column(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -200,7 +196,7 @@ def _measured(
 
     return Nuclei(
         centroid=centroid[owned],
-        polygon_offset=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        polygon_offset=simple.offset,
         polygon=polygon.astype(np.float32),
         class_id=np.zeros(len(area), np.uint8),
         area_um2=column(area * mpp**2),

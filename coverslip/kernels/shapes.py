@@ -8,23 +8,64 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from coverslip.kernels.backend import Backend, implementation
 from coverslip.kernels.labels import Outlines
 
 Polygons = npt.NDArray[np.object_]
 
 
-def outline_polygons(outlines: Outlines, tolerance: float = 0) -> Polygons:
-    """The outlines as shapely polygons, object [M], all valid.
+def simplified_outlines(
+    outlines: Outlines, tolerance: float, *, backend: Backend | None = None
+) -> Outlines:
+    """The outlines with fewer vertices, all of them valid polygons.
 
-    tolerance   px that a simplified outline may stray from the traced one (Douglas & Peucker 1973,
-                kept from crossing itself); 0 keeps every vertex. For a tolerance in µm divide by
-                the image's µm per px
+    tolerance   px; no vertex of the traced outline is further away from the simplified one. For a
+                tolerance in µm divide it by the image's µm per px
+
+    Douglas & Peucker (1973). A ring that would cross itself or collapse is simplified by half the
+    tolerance, and so on; after three halvings it stays as it is.
     """
+    kernel = implementation("shapes", outlines.vertex, backend)
+    kept = np.ones(len(outlines.vertex), np.bool_)
+    rings = np.arange(len(outlines.label))
+    for halving in range(4):
+        parts = _rings(outlines, rings)
+        mine = kernel.kept_vertices(parts.offset, parts.vertex, tolerance / 2**halving)
+        lengths = np.add.reduceat(mine, parts.offset[:-1]) if len(rings) else np.empty(0, np.int64)
+        valid = lengths >= 3
+        polygons = outline_polygons(_rings(_thinned(parts, mine), np.flatnonzero(valid)))
+        valid[valid] = shapely.is_valid(polygons)
+        vertices = np.repeat(valid, np.diff(parts.offset))
+        kept[_vertex_numbers(outlines, rings)[vertices]] = mine[vertices]
+        rings = rings[~valid]
+        if not len(rings):
+            break
+    return _thinned(outlines, kept)
+
+
+def _vertex_numbers(outlines: Outlines, rings: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Of all vertices of those rings."""
+    lengths = np.diff(outlines.offset)[rings]
+    before = np.cumsum(lengths) - lengths
+    within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
+    return np.asarray(np.repeat(outlines.offset[rings], lengths) + within)
+
+
+def _rings(outlines: Outlines, rings: npt.NDArray[np.int64]) -> Outlines:
+    offset = np.concatenate([[0], np.cumsum(np.diff(outlines.offset)[rings])]).astype(np.int64)
+    vertex = outlines.vertex[_vertex_numbers(outlines, rings)]
+    return Outlines(outlines.label[rings], offset, vertex)
+
+
+def _thinned(outlines: Outlines, kept: npt.NDArray[np.bool_]) -> Outlines:
+    before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+    return Outlines(outlines.label, before[outlines.offset], outlines.vertex[kept])
+
+
+def outline_polygons(outlines: Outlines) -> Polygons:
+    """The outlines as shapely polygons, object [M]."""
     ring = np.repeat(np.arange(len(outlines.label)), np.diff(outlines.offset))
-    polygons = shapely.polygons(shapely.linearrings(outlines.vertex, indices=ring))
-    if tolerance:
-        polygons = shapely.simplify(polygons, tolerance, preserve_topology=True)
-    return np.asarray(polygons)
+    return np.asarray(shapely.polygons(shapely.linearrings(outlines.vertex, indices=ring)))
 
 
 @dataclass(frozen=True, slots=True)

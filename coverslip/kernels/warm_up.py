@@ -57,6 +57,7 @@ def _labels() -> None:
         local_threshold,
         seeded_watershed,
     )
+    from coverslip.kernels.shapes import simplified_outlines
 
     image = np.zeros((8, 8), np.float32)
     mask = np.zeros((8, 8), np.bool_)
@@ -67,7 +68,7 @@ def _labels() -> None:
     local_threshold(image, 1, 0.5, (0, 1), 0.1)
     local_maxima(image, mask, 1)
     seeded_watershed(image, labels, mask)
-    label_outlines(labels)
+    simplified_outlines(label_outlines(labels), 0.5)
     label_measures(labels, image)
 
 
