@@ -118,3 +118,15 @@ def test_windows_side_by_side_are_one_window(scale: float) -> None:
     for u in range(0, 128, 32):
         part = resampled(image, (0.3 + u * scale, 0.6), (scale, scale), (32, 40), "numba")
         assert np.abs(whole[:, u : u + 32] - part).max() <= 1
+
+
+def test_a_batch_is_its_images() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, 31, 40, 3), dtype=np.uint8)
+    out = np.empty((3, 11, 12, 3), np.uint8)
+    area_resample(images, (0.5, -1.0), (3.1, 2.9), out)
+    for image, found in zip(images, out, strict=True):
+        alone = np.empty((11, 12, 3), np.uint8)
+        area_resample(image, (0.5, -1.0), (3.1, 2.9), alone)
+        assert np.array_equal(found, alone)
+    with pytest.raises(ValueError, match="one length"):
+        area_resample(images, (0, 0), (3, 3), out[:2])

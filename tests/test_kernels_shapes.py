@@ -13,6 +13,7 @@ from coverslip.kernels.hover import hover_instances
 from coverslip.kernels.labels import (
     connected_components,
     filled_holes,
+    label_means,
     label_measures,
     label_outlines,
     opened_by_disc,
@@ -131,3 +132,14 @@ def test_with_a_fixed_span_a_nucleus_does_not_depend_on_the_others() -> None:
 def test_no_nucleus_at_all() -> None:
     empty = np.zeros((20, 30), np.float32)
     assert hover_instances(empty, empty, empty).max() == 0
+
+
+def test_means_of_every_channel_are_scikit_images() -> None:
+    measure = pytest.importorskip("skimage.measure")
+    labels = blobs(4)
+    image = np.random.default_rng(0).random((*labels.shape, 3)).astype(np.float32)
+    expected = [region.intensity_mean for region in measure.regionprops(labels, image)]
+    for backend in ("numpy", "numba"):
+        found = label_means(labels, image, backend=backend)  # type: ignore[arg-type]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert label_means(np.zeros((4, 5), np.int32), np.zeros((4, 5, 2), np.uint8)).shape == (0, 2)

@@ -70,6 +70,7 @@ class Encoder:
     def encode(self, tiles: Tiles, recolour: Recolour | None = None) -> Embeddings:
         """tiles uint8 [B, H, W, 3] RGB of any side -> float32 [B, dim].
 
+        tiles      NumPy, or CuPy (then nothing but the embeddings leaves the GPU)
         recolour   applied to the tiles first, on the device of the network (on a GPU by CuPy)
         """
         import torch
@@ -114,6 +115,11 @@ class Encoder:
 
         if recolour is not None and self.device.type != "cuda":
             tiles = recolour(tiles)
+        if type(tiles).__module__.partition(".")[0] == "cupy":  # decoded there: stays there
+            pixels = torch.utils.dlpack.from_dlpack(tiles).to(self.device)
+            if recolour is not None:
+                pixels = _recoloured_on_gpu(pixels, recolour)
+            return pixels.permute(0, 3, 1, 2)
         pixels = torch.from_numpy(np.ascontiguousarray(tiles))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)

@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from coverslip.kernels._gpu import launch_square
 
-ON_CPU = ("local_threshold", "seeded_watershed", "label_outlines", "label_sums")
+ON_CPU = (
+    "local_threshold",
+    "seeded_watershed",
+    "label_outlines",
+    "label_sums",
+    "label_channel_sums",
+)
 
 
 def separable_filter(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -73,6 +75,12 @@ def label_sums(labels: Labels, image: Floats) -> npt.NDArray[np.float64]:
         np.ascontiguousarray(image, np.float32),
         int(labels.max(initial=0)),
     )
+
+
+def label_channel_sums(labels: Labels, image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """[largest label + 1, C + 1]: sums of every channel, and the number of pixels."""
+    labels, image = np.ascontiguousarray(labels, np.int32), np.ascontiguousarray(image)
+    return _channel_sums(labels, image, int(labels.max(initial=0)))
 
 
 @compiled
@@ -410,4 +418,17 @@ def _sums(labels: Labels, image: Floats, largest: int) -> npt.NDArray[np.float64
             row[7] = min(row[7], u)
             row[9] = max(row[9], u)
             row[10] = v
+    return sums
+
+
+@compiled
+def _channel_sums(labels: Labels, image: npt.NDArray[Any], largest: int) -> npt.NDArray[np.float64]:
+    channels = image.shape[2]
+    sums = np.zeros((largest + 1, channels + 1), np.float64)
+    for v in range(labels.shape[0]):
+        for u in range(labels.shape[1]):
+            row = sums[labels[v, u]]
+            for c in range(channels):
+                row[c] += image[v, u, c]
+            row[channels] += 1
     return sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +119,14 @@ def label_outlines(
     lengths = np.cumsum([0, *map(len, rings)])
     vertex = np.array([point for ring in rings for point in ring], np.float64).reshape(-1, 2)
     return np.array(names, np.int32), lengths.astype(np.int64), vertex
+
+
+def label_channel_sums(labels: Labels, image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """[largest label + 1, C + 1]: sums of every channel, and the number of pixels."""
+    count = int(labels.max(initial=0)) + 1
+    flat = labels.ravel()
+    channels = [np.bincount(flat, image[..., c].ravel(), count) for c in range(image.shape[2])]
+    return np.stack([*channels, np.bincount(flat, minlength=count)], axis=1).astype(np.float64)
 
 
 def label_sums(labels: Labels, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

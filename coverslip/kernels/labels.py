@@ -186,6 +186,17 @@ class LabelMeasures:
     axes: npt.NDArray[np.float64]
 
 
+def label_means(labels: Labels, image: Any, *, backend: Backend | None = None) -> Any:
+    """Mean of every channel over every label: float64 [M, C], labels ascending.
+
+    image   (H, W, C) float32 or uint8: stain concentrations, say
+    """
+    sums = implementation("labels", labels, backend).label_channel_sums(labels, image)
+    present = sums[:, -1] > 0
+    present[:1] = False
+    return sums[present, :-1] / sums[present, -1:]
+
+
 def label_measures(labels: Labels, image: Any, *, backend: Backend | None = None) -> LabelMeasures:
     """Area, centroid, box, mean intensity and axes of every label, in one pass.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.kernels.backend import backend_of
 from coverslip.kernels.resample import area_resample
 from coverslip.tiling.windows import Windows
 from coverslip.wsi.slide import RGB, Slide
@@ -34,18 +36,25 @@ class Source:
     downsample: tuple[float, float]
 
 
-def source_for(slide: Slide, scale: tuple[float, float], tolerance: float = 0.02) -> Source:
+def source_for(
+    slide: Slide,
+    scale: tuple[float, float],
+    tolerance: float = 0.02,
+    most_reduction: int | None = None,
+) -> Source:
     """The cheapest (level, reduction) that is not coarser than `scale` asks.
 
     scale       (x, y) level-0 px per output px
     tolerance   scanners write 0.2527 for "0.25": a source 2 % too coarse counts as fine enough,
                 else a 20x request on such a slide would decode four times the pixels
+    most_reduction   for decoders that cannot reduce as far as the level's codec, or at all
 
     Where the request is finer than level 0, level 0 it is, and the window is enlarged.
     """
     best, lowest = Source(0, 0, slide.levels[0].downsample), math.inf
     for number, level in enumerate(slide.levels):
-        for reduction in range(level.reductions + 1):
+        reductions = level.reductions if most_reduction is None else most_reduction
+        for reduction in range(min(reductions, level.reductions) + 1):
             x, y = (d * 2**reduction for d in level.downsample)
             if x > scale[0] * (1 + tolerance) or y > scale[1] * (1 + tolerance):
                 break
@@ -145,7 +154,7 @@ class TilePlane:
         left, top = math.floor(x + SLACK), math.floor(y + SLACK)
         right = math.ceil(x + width * sx - SLACK)
         bottom = math.ceil(y + height * sy - SLACK)
-        patch = np.empty((bottom - top, right - left, 3), np.uint8)
+        patch = _empty_beside(out, (bottom - top, right - left, 3))
         self._gather(tiles, span, left, top, patch)
         area_resample(patch, (x - left, y - top), (sx, sy), out)
 
@@ -178,6 +187,15 @@ class TilePlane:
                     target[...] = 255
                 else:
                     target[...] = tile[ya - y : yb - y, xa - x : xb - x]
+
+
+def _empty_beside(array: Any, shape: tuple[int, ...]) -> Any:
+    """uint8, where `array` lives."""
+    if backend_of(array) != "cupy":
+        return np.empty(shape, np.uint8)
+    import cupy
+
+    return cupy.empty(shape, np.uint8)
 
 
 def _is_copy(start: float, step: float, count: int) -> bool:
