@@ -130,3 +130,12 @@ def test_a_batch_is_its_images() -> None:
         assert np.array_equal(found, alone)
     with pytest.raises(ValueError, match="one length"):
         area_resample(images, (0, 0), (3, 3), out[:2])
+
+
+@pytest.mark.parametrize("origin", [(0, 0), (3, 2), (0.5, 0), (-2, 0), (1, 1)])
+def test_halving_is_exact(origin: tuple[float, float]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 53, 3), dtype=np.uint8)
+    a, b = np.zeros((2, 18, 25, 3), np.uint8)
+    area_resample(image, origin, (2.0, 2.0), a, backend="numpy")
+    area_resample(image, origin, (2.0, 2.0), b, backend="numba")
+    assert np.array_equal(a, b)
