@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.encoders.hub import checkpoint_from_hub, not_given, without_hub
 from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec
 from coverslip.errors import MissingPackage, MissingWeights, UnknownName
 
@@ -55,7 +56,7 @@ class Encoder:
         self._std = 255 * torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
         self._half = None
         if self.device.type == "cuda":
-            self._half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            self._half = _gpu_dtype(spec.dtype)
         self.dim = self._measured_dim()
 
     def _measured_dim(self) -> int:
@@ -132,9 +133,9 @@ class Encoder:
 
         x = (self._resized(pixels) - self._mean) / self._std  # (b, 3, px, px)
         if self._half is None:
-            return self._pooled(x)
+            return pooled(self._network, x, self.spec.pooling)
         with torch.autocast("cuda", dtype=self._half):
-            return self._pooled(x)
+            return pooled(self._network, x, self.spec.pooling)
 
     def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
         """float32 [B, 3, px, px] in 0..255: resized antialiased, then cropped from the middle."""
@@ -150,19 +151,28 @@ class Encoder:
         margin = (target - side) // 2
         return x[:, :, margin : margin + side, margin : margin + side]
 
-    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, 3, px, px) -> (b, dim), pooled as the recipe says."""
-        import torch
 
-        network: Any = self._network
-        if self.spec.pooling == "pooled":
-            return network(x)  # type: ignore[no-any-return]
-        tokens = network.forward_features(x)  # (b, prefix + n, d)
-        prefix = network.num_prefix_tokens
-        cls, patches = tokens[:, 0], tokens[:, prefix:].mean(dim=1)  # (b, d), (b, d)
-        if self.spec.pooling == "cls":
-            return cls  # type: ignore[no-any-return]
-        return patches if self.spec.pooling == "mean" else torch.cat([cls, patches], dim=1)
+def pooled(network: Any, x: torch.Tensor, pooling: str) -> torch.Tensor:
+    """(b, 3, px, px) -> (b, dim), pooled as a recipe says."""
+    import torch
+
+    if pooling == "pooled":
+        return network(x)  # type: ignore[no-any-return]
+    tokens = network.forward_features(x)  # (b, prefix + n, d)
+    prefix = network.num_prefix_tokens
+    cls, patches = tokens[:, 0], tokens[:, prefix:].mean(dim=1)  # (b, d), (b, d)
+    if pooling == "cls":
+        return cls  # type: ignore[no-any-return]
+    return patches if pooling == "mean" else torch.cat([cls, patches], dim=1)
+
+
+def _gpu_dtype(dtype: str) -> torch.dtype | None:
+    """What the network computes in on a GPU; None for float32, float16 where it lacks bfloat16."""
+    import torch
+
+    if dtype == "bfloat16" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return None if dtype == "float32" else torch.float16
 
 
 def _recoloured_on_gpu(pixels: torch.Tensor, recolour: Recolour) -> torch.Tensor:
@@ -187,7 +197,8 @@ def load_encoder(
 ) -> Encoder:
     """An encoder by its registered name, or any timm model by timm's.
 
-    weights   a local checkpoint (safetensors or torch); "random" for none at all (for tests)
+    weights   a local checkpoint (safetensors or torch), or a folder that holds <name>.safetensors;
+              "random" for none at all (for tests)
     device    "auto" takes a GPU where there is one
     seed      of random weights
 
@@ -201,7 +212,7 @@ def load_encoder(
         torch.manual_seed(seed)
         return Encoder(spec, _network(spec), f"random-{seed}", device)
     if weights is not None or spec.weights == "package":
-        path = Path(weights) if weights is not None else _packaged(spec)
+        path = _weights_file(spec, weights) if weights is not None else _packaged(spec)
         return Encoder(spec, _with_weights(spec, path, weights is None), _file_sha256(path), device)
     network = _from_hub(spec)
     return Encoder(spec, network, _state_sha256(network), device)
@@ -234,10 +245,25 @@ def _spec_of(name: str) -> EncoderSpec:
 def _network(spec: EncoderSpec, pretrained: bool = False) -> torch.nn.Module:
     import timm
 
+    arguments = dict(spec.arguments)
+    if isinstance(layer := arguments.get("mlp_layer"), str):
+        arguments["mlp_layer"] = getattr(timm.layers, layer)
+    source = f"hf-hub:{spec.hub}" if pretrained and spec.hub else spec.architecture
     network: torch.nn.Module = timm.create_model(
-        spec.architecture, pretrained=pretrained, num_classes=0, **spec.arguments
+        source, pretrained=pretrained, num_classes=0, **arguments
     )
     return network
+
+
+def embedding_facts(spec: EncoderSpec) -> tuple[int, float]:
+    """(dim, millions of parameters) of the network, built without memory for its weights."""
+    import torch
+
+    with torch.device("meta"), torch.inference_mode():
+        network = _network(spec).eval()
+        pixels = torch.zeros(1, 3, spec.input_px, spec.input_px)
+        dim = pooled(network, pixels, spec.pooling).shape[1]
+    return int(dim), sum(p.numel() for p in network.parameters()) / 1e6
 
 
 def _packaged(spec: EncoderSpec) -> Path:
@@ -258,20 +284,47 @@ def _with_weights(spec: EncoderSpec, path: Path, packaged: bool) -> torch.nn.Mod
             raise MissingWeights(
                 f"{path}: not {spec.name}'s weights; unknown tensor {error}"
             ) from None
+    _fit_positions(network, state)
     load_strictly(network, state, path)
     return network
 
 
+def _fit_positions(network: Any, state: dict[str, Any]) -> None:
+    """Position embeddings of another input size, resampled to this network's (bicubic)."""
+    import timm.layers
+
+    own, found = getattr(network, "pos_embed", None), state.get("pos_embed")
+    if own is None or found is None or own.shape == found.shape or own.ndim != found.ndim:
+        return
+    if own.shape[2] != found.shape[2]:
+        return  # another width: reported as such when it is loaded
+    prefix = 0 if network.no_embed_class else network.num_prefix_tokens
+    state["pos_embed"] = timm.layers.resample_abs_pos_embed(  # type: ignore[attr-defined]
+        found, new_size=list(network.patch_embed.grid_size), num_prefix_tokens=prefix
+    )
+
+
 def _from_hub(spec: EncoderSpec) -> torch.nn.Module:
+    if not spec.weights:
+        raise without_hub(spec)
+    if spec.key_mapping:  # saved by another library than timm
+        return _with_weights(spec, checkpoint_from_hub(spec), packaged=True)
     try:
         return _network(spec, pretrained=True)
     except Exception as error:  # the hub client raises a zoo of network errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MissingWeights(
-            f"encoder {spec.name}: no weights here, and the hub did not give them ({reason})\n"
-            f"  download the checkpoint of timm model {spec.architecture!r} elsewhere and "
-            "pass it with --weights FILE (.safetensors or .pth)"
-        ) from error
+        raise not_given(spec, error) from error
+
+
+def _weights_file(spec: EncoderSpec, weights: str | Path) -> Path:
+    """The file itself, or `<name>.safetensors` or `<name>.pth` of a folder."""
+    path = Path(weights)
+    if not path.is_dir():
+        return path
+    names = [f"{spec.name}{suffix}" for suffix in (".safetensors", ".pth", ".bin")]
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    raise MissingWeights(f"{path}: holds no weights of {spec.name}; looked for {', '.join(names)}")
 
 
 def _file_sha256(path: Path) -> str:

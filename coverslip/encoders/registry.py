@@ -32,6 +32,9 @@ class EncoderSpec:
     pooling         "pooled" (the network's own), "cls", "mean" (patch tokens), "cls+mean"
     weights         "package" (ships with a dependency), "hub", or "" for none of its own
     key_mapping     "package.module:function" that renames a checkpoint's keys to timm's
+    hub             repository on the hub that holds them; "" takes timm's own of the architecture
+    dtype           on a GPU, under autocast; on the CPU it is float32 always
+    parameters      of the network, in millions; 0 where nobody counted
     licence, gated  of the weights
     """
 
@@ -48,12 +51,15 @@ class EncoderSpec:
     pooling: Literal["pooled", "cls", "mean", "cls+mean"] = "pooled"
     weights: Literal["package", "hub", ""] = "hub"
     key_mapping: str = ""
+    hub: str = ""
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+    parameters: float = 0.0
     licence: str = ""
     gated: bool = False
 
     def recipe(self) -> dict[str, Any]:
         """JSON-able; two encoders with one recipe and the same weights embed alike."""
-        unimportant = {"licence", "gated", "mpp", "weights"}
+        unimportant = {"licence", "gated", "mpp", "weights", "parameters"}
         return {k: v for k, v in asdict(self).items() if k not in unimportant}
 
     def recipe_hash(self) -> str:
@@ -89,7 +95,12 @@ def encoder_spec(name: str) -> EncoderSpec:
 
 @cache
 def _load_plugins() -> None:
-    """Encoders of installed packages: entry points `coverslip.encoders`, each an EncoderSpec."""
+    """The published ones, and those of installed packages: entry points `coverslip.encoders`, each
+    an EncoderSpec."""
+    from coverslip.encoders.recipes import published_encoders
+
+    for spec in published_encoders():
+        register(spec)
     for point in entry_points(group="coverslip.encoders"):
         register(point.load())
 

@@ -37,7 +37,8 @@ class RunConfig:
         stain_target       whose colours: a slide, the store of one, or a profile's JSON; empty for
                            the profile that ships
         encoder            encoders by name; empty for none
-        weights            a local checkpoint for the (only) encoder
+        weights            a local checkpoint for the only encoder, or a folder that holds
+                           <name>.safetensors of each
         nuclei             nucleus model by name; empty for none
         pixels             keep the tiles' pixels in the store: none, jpeg or lossless
         image              keep the slide as an OME-NGFF 0.5 pyramid in the store: none; carried
@@ -112,7 +113,10 @@ class RunConfig:
         _require(
             not self.stain_target or self.stain != "none", "stain-target goes with --stain METHOD"
         )
-        _require(not self.weights or len(self.encoder) == 1, "weights go with exactly one encoder")
+        _require(
+            not self.weights or len(self.encoder) == 1 or Path(self.weights).is_dir(),
+            "one file of weights goes with exactly one encoder; name a folder for several",
+        )
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str], **overrides: Any) -> RunConfig:
