@@ -26,7 +26,7 @@ DOCUMENTED = {  # millions, as the model cards and papers give them
     "h-optimus-0": 1135, "h-optimus-1": 1135, "h0-mini": 86, "phikon": 86, "phikon-v2": 303,
     "midnight-12k": 1135, "dinov2-base": 86, "dinov2-large": 304, "resnet50": 23.5,
     "gpfm": 303, "kimianet": 7.0, "dinobloom-s": 21.5, "dinobloom-b": 86, "dinobloom-l": 303,
-    "dinobloom-g": 1135,
+    "dinobloom-g": 1135, "pluto-s": 21.7, "pluto-4s": 21.7,
     "kaiko-vits16": 21.7, "kaiko-vits8": 21.7, "kaiko-vitb16": 86, "kaiko-vitb8": 86,
     "kaiko-vitl14": 303, "lunit-vits8": 21.7, "lunit-vits16": 21.7,
 }  # fmt: skip
@@ -47,7 +47,7 @@ def test_the_network_is_the_published_one(name: str) -> None:
     assert parameters == pytest.approx(DOCUMENTED[name], rel=0.01)
     assert spec.licence
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.hub) or spec.name in (
-        "dinov2-base", "dinov2-large", "resnet50", "kimianet",
+        "dinov2-base", "dinov2-large", "resnet50", "kimianet", "pluto-s", "pluto-4s",
     )  # fmt: skip
 
 

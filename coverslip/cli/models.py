@@ -81,4 +81,6 @@ def _described(spec: EncoderSpec) -> dict[str, object]:
 
 
 def _source(spec: EncoderSpec) -> str:
-    return "in the package" if spec.weights == "package" else spec.hub or "timm"
+    if spec.weights == "package":
+        return "in the package"
+    return spec.hub or ("timm" if spec.weights else "your own")

@@ -245,6 +245,10 @@ def _spec_of(name: str) -> EncoderSpec:
 def _network(spec: EncoderSpec, pretrained: bool = False) -> torch.nn.Module:
     import timm
 
+    module, _, function = spec.architecture.partition(":")
+    if function:
+        built: torch.nn.Module = getattr(import_module(module), function)(**spec.arguments)
+        return built
     arguments = dict(spec.arguments)
     if isinstance(layer := arguments.get("mlp_layer"), str):
         arguments["mlp_layer"] = getattr(timm.layers, layer)

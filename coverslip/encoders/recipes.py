@@ -99,6 +99,11 @@ def published_encoders() -> Iterator[EncoderSpec]:
         key_mapping="coverslip.encoders.hub_keys:kimianet", weights="", dtype="float32",
         licence="Kimia Lab, academic", parameters=6.95,
     )  # fmt: skip
+    for name, rotary, parameters in (("pluto-s", False, 21.68), ("pluto-4s", True, 21.60)):
+        yield EncoderSpec(
+            name, "coverslip.encoders.pluto:pluto_small", {"rotary": rotary}, 384,
+            pooling="cls", weights="", licence="yours: trained by you", parameters=parameters,
+        )  # fmt: skip
     yield from _dinobloom()
     yield from _kaiko()
     yield from _lunit()

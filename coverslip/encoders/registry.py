@@ -21,8 +21,8 @@ class EncoderSpec:
     """A recipe: everything that decides what an encoder makes of a tile.
 
     name            how users and stores call it
-    architecture    timm's name for the network
-    arguments       passed to `timm.create_model`
+    architecture    timm's name for the network, or "package.module:function" that builds it
+    arguments       passed to `timm.create_model`, or to that function
     dim             length of the embedding; 0 where only the built network knows
     input_px        side of the network's input
     mpp             µm per pixel it was trained at
