@@ -36,10 +36,12 @@ class Output(ABC):
 
     windows   all windows it needs, in the order it wants them
     start     the first of them that is not on disk yet
+    uses_all_processors   while it takes a batch: nothing should be read beside it
     """
 
     windows: Windows
     start: int
+    uses_all_processors: bool = False
 
     @abstractmethod
     def take(self, batch: WindowBatch) -> None:
@@ -161,6 +163,7 @@ class FeatureOutput(Output):
     ) -> None:
         self.windows, self._clock, self._writer = windows, clock, writer
         self._encoder, self._batch, self._normalizer = encoder, batch, normalizer
+        self.uses_all_processors = encoder.device.type == "cpu"
         total = len(windows.origins)
         writer.create_array("features", (total, encoder.dim), "float32", rows_per_block=BLOCK)
         self._rows = TileRows(writer, total)

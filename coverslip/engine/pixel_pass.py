@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from coverslip.engine.clock import Clock
 from coverslip.engine.nucleus_output import NucleusOutput, nucleus_parameters
 from coverslip.engine.outputs import (
@@ -23,7 +20,6 @@ from coverslip.engine.result import SlideResult
 from coverslip.engine.survey import Survey
 from coverslip.tiling.store import SlideStore
 from coverslip.tiling.stream import StreamCounters, stream_windows
-from coverslip.tiling.windows import Windows
 from coverslip.wsi.slide import Slide
 
 if TYPE_CHECKING:
@@ -161,7 +157,9 @@ def _stream(
     """Walk the slide once; hand each batch to the outputs that still need it."""
     groups: list[Sequence[Output]] = [g for g in (over_tiles, [nuclei] if nuclei else []) if g]
     starts = [min(output.start for output in group) for group in groups]
-    requests = [_from(group[0].windows, start) for group, start in zip(groups, starts, strict=True)]
+    requests = [
+        group[0].windows.at(slice(start, None)) for group, start in zip(groups, starts, strict=True)
+    ]
     totals = [len(group[0].windows.origins) for group in groups]
     labels = ["tiles" if group is over_tiles else "nuclei" for group in groups]
     counters = StreamCounters()
@@ -171,7 +169,7 @@ def _stream(
         requests,
         batch=[STREAM_BATCH if group is over_tiles else 1 for group in groups],
         threads=context.threads,
-        ahead=0 if any(e.device.type == "cpu" for e in context.encoders) else 2,
+        ahead=0 if any(output.uses_all_processors for output in over_tiles) else 2,
         on_bad_tile="raise" if context.config.on_bad_tile == "fail" else "blank",
         counters=counters,
     )
@@ -200,8 +198,3 @@ def _stream(
         "pixel pass", slide=result.slide, seconds=clock.seconds, stream=dataclasses.asdict(counters)
     )
     result.bottleneck = clock.slowest().replace("waiting for pixels", "reading and decoding")
-
-
-def _from(windows: Windows, start: int) -> Windows:
-    origins: npt.NDArray[np.float64] = windows.origins[start:]
-    return dataclasses.replace(windows, origins=origins)

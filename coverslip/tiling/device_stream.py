@@ -16,8 +16,8 @@ import numpy.typing as npt
 from coverslip.errors import MissingPackage, UnreadableTile, UnsupportedSlide
 from coverslip.tiling.assembly import TilePlane, source_for
 from coverslip.tiling.grid import TileGrid
+from coverslip.tiling.schedule import Schedule
 from coverslip.tiling.stream import TileBatch
-from coverslip.tiling.windows import Windows
 from coverslip.wsi.slide import Slide
 from coverslip.wsi.tiff import TiffSlide
 
@@ -45,12 +45,9 @@ class DeviceTileStream:
         device: int | Literal["cpu"] = 0,
     ) -> None:
         self.slide, self.grid, self.batch = slide, grid, batch
-        self.indices = np.arange(len(grid)) if indices is None else np.asarray(indices, np.int64)
-        if np.any(np.diff(self.indices) <= 0):
-            raise ValueError("indices must ascend")
-        every = grid.windows()
-        self._windows = Windows(every.origins[self.indices], every.size, every.scale)
-        self._plane = TilePlane(slide, source_for(slide, every.scale, most_reduction=0))
+        self.indices = grid.chosen(indices)
+        self._windows = grid.windows().at(self.indices)
+        self._plane = TilePlane(slide, source_for(slide, self._windows.scale, most_reduction=0))
         level = self._plane.source.level
         if not isinstance(slide, TiffSlide) or slide.codec(level) != "jpeg":
             raise UnsupportedSlide(
@@ -65,34 +62,24 @@ class DeviceTileStream:
         return -(-len(self.indices) // self.batch)
 
     def __iter__(self) -> Iterator[TileBatch]:
-        spans = self._plane.spans(self._windows)
+        # more workers than windows in a batch: no tile is left to the one window that needs it
+        schedule = Schedule.of(self._plane, [self._windows], [self.batch], self.batch + 1)
+        width, height = self._windows.size
         held: dict[int, Any] = {}
-        last = self._last_use(spans)
-        for number in range(len(self)):
-            rows = slice(number * self.batch, (number + 1) * self.batch)
-            keys = np.unique(self._plane.keys(spans[rows])).tolist()
-            held |= self._decoded([key for key in keys if key not in held])
-            count = len(self.indices[rows])
-            width, height = self._windows.size
-            pixels = self._decoder.empty((count, height, width, 3))
-            for i, span, corner in zip(
-                range(count),
-                spans[rows].tolist(),
-                self._windows.origins[rows].tolist(),
-                strict=True,
-            ):
+        for (_, rows), met, done in zip(
+            schedule.batches, schedule.decode, schedule.drop, strict=True
+        ):
+            held |= self._decoded(met.tolist())
+            pixels = self._decoder.empty((len(rows), height, width, 3))
+            places = zip(
+                schedule.spans[0][rows].tolist(), self._windows.origins[rows].tolist(), strict=True
+            )
+            for i, (span, corner) in enumerate(places):
                 self._plane.assemble(held, span, corner, self._windows.scale, pixels[i])
             index = self.indices[rows]
             yield TileBatch(pixels, self.grid.boxes[index], index)
-            held = {key: tile for key, tile in held.items() if last[key] > number}
-
-    def _last_use(self, spans: npt.NDArray[np.int64]) -> dict[int, int]:
-        """Native tile -> the last batch that needs it."""
-        last: dict[int, int] = {}
-        for number in range(len(self)):
-            keys = self._plane.keys(spans[number * self.batch : (number + 1) * self.batch])
-            last |= dict.fromkeys(keys.tolist(), number)
-        return last
+            for key in done.tolist():
+                del held[key]
 
     def _decoded(self, keys: Sequence[int]) -> dict[int, Any]:
         level, columns = self._plane.source.level, self._plane.columns
@@ -126,10 +113,7 @@ class _Decoder:
         if device == "cpu":
             processors = [nvimgcodec.Backend(nvimgcodec.BackendKind.CPU_ONLY)]
             self._decoder = nvimgcodec.Decoder(
-                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY
-                if hasattr(nvimgcodec, "NVIMGCODEC_DEVICE_CPU_ONLY")
-                else -99999,
-                backends=processors,
+                device_id=nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY, backends=processors
             )
         else:
             try:

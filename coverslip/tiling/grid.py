@@ -112,6 +112,15 @@ class TileGrid:
         """The tiles as windows to be streamed."""
         return Windows(self.boxes[:, :2].astype(np.float64), (self.tile, self.tile), self.scale)
 
+    def chosen(self, indices: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+        """Numbers of tiles: `indices`, or all. Raises ValueError where they do not ascend."""
+        if indices is None:
+            return np.arange(len(self))
+        indices = np.asarray(indices, np.int64)
+        if np.any(np.diff(indices) <= 0):
+            raise ValueError("indices must ascend")
+        return indices
+
     def parameters(self) -> dict[str, Any]:
         """What decides the grid, apart from the tissue; JSON-able."""
         return {

@@ -114,9 +114,7 @@ class TileStream:
         on_bad_tile: OnBadTile = "raise",
     ) -> None:
         self.slide, self.grid = slide, grid
-        self.indices = np.arange(len(grid)) if indices is None else np.asarray(indices, np.int64)
-        if np.any(np.diff(self.indices) <= 0):
-            raise ValueError("indices must ascend")
+        self.indices = grid.chosen(indices)
         self.batch, self.threads, self.ahead = batch, threads, ahead
         self.on_bad_tile: OnBadTile = on_bad_tile
         self.counters = StreamCounters()
@@ -127,11 +125,9 @@ class TileStream:
         return -(-len(self.indices) // self.batch)
 
     def __iter__(self) -> Iterator[TileBatch]:
-        every = self.grid.windows()
-        windows = Windows(every.origins[self.indices], every.size, every.scale)
         for batch in stream_windows(
             self.slide,
-            [windows],
+            [self.grid.windows().at(self.indices)],
             batch=self.batch,
             threads=self.threads,
             ahead=self.ahead,

@@ -34,3 +34,7 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.origins)
+
+    def at(self, rows: npt.NDArray[np.int64] | slice) -> Windows:
+        """The windows at `rows` only."""
+        return Windows(self.origins[rows], self.size, self.scale)
