@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from coverslip.cli import main
 from coverslip.encoders import hub_keys
-from coverslip.encoders.encoder import _network, embedding_facts, load_encoder
+from coverslip.encoders.encoder import _network, load_encoder, pooled
 from coverslip.encoders.recipes import published_encoders
 from coverslip.encoders.registry import EncoderSpec, encoder_spec, register
 from coverslip.errors import MissingWeights
@@ -30,6 +30,15 @@ DOCUMENTED = {  # millions, as the model cards and papers give them
     "kaiko-vits16": 21.7, "kaiko-vits8": 21.7, "kaiko-vitb16": 86, "kaiko-vitb8": 86,
     "kaiko-vitl14": 303, "lunit-vits8": 21.7, "lunit-vits16": 21.7,
 }  # fmt: skip
+
+
+def embedding_facts(spec: EncoderSpec) -> tuple[int, float]:
+    """(dim, millions of parameters) of the network, built without memory for its weights."""
+    with torch.device("meta"), torch.inference_mode():
+        network = _network(spec).eval()
+        pixels = torch.zeros(1, 3, spec.input_px, spec.input_px)
+        dim = pooled(network, pixels, spec.pooling).shape[1]
+    return int(dim), sum(p.numel() for p in network.parameters()) / 1e6
 
 
 def test_every_recipe_is_documented() -> None:

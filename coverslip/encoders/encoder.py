@@ -14,6 +14,7 @@ import numpy.typing as npt
 from coverslip.encoders.hub import checkpoint_from_hub, not_given, without_hub
 from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec
 from coverslip.errors import MissingPackage, MissingWeights, UnknownName
+from coverslip.kernels.backend import backend_of
 
 if TYPE_CHECKING:
     import torch
@@ -114,18 +115,17 @@ class Encoder:
         """uint8 [B, 3, H, W] on the device, channels last: the bytes travel as they are."""
         import torch
 
-        if recolour is not None and self.device.type != "cuda":
+        on_gpu = self.device.type == "cuda"
+        if recolour is not None and not on_gpu:
             tiles = recolour(tiles)
-        if type(tiles).__module__.partition(".")[0] == "cupy":  # decoded there: stays there
+        if backend_of(tiles) == "cupy":  # decoded there: stays there
             pixels = torch.utils.dlpack.from_dlpack(tiles).to(self.device)
-            if recolour is not None:
-                pixels = _recoloured_on_gpu(pixels, recolour)
-            return pixels.permute(0, 3, 1, 2)
-        pixels = torch.from_numpy(np.ascontiguousarray(tiles))
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-            if recolour is not None:
-                pixels = _recoloured_on_gpu(pixels, recolour)
+        else:
+            pixels = torch.from_numpy(np.ascontiguousarray(tiles))
+            if on_gpu:
+                pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        if recolour is not None and on_gpu:
+            pixels = _recoloured_on_gpu(pixels, recolour)
         return pixels.permute(0, 3, 1, 2)
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -257,17 +257,6 @@ def _network(spec: EncoderSpec, pretrained: bool = False) -> torch.nn.Module:
         source, pretrained=pretrained, num_classes=0, **arguments
     )
     return network
-
-
-def embedding_facts(spec: EncoderSpec) -> tuple[int, float]:
-    """(dim, millions of parameters) of the network, built without memory for its weights."""
-    import torch
-
-    with torch.device("meta"), torch.inference_mode():
-        network = _network(spec).eval()
-        pixels = torch.zeros(1, 3, spec.input_px, spec.input_px)
-        dim = pooled(network, pixels, spec.pooling).shape[1]
-    return int(dim), sum(p.numel() for p in network.parameters()) / 1e6
 
 
 def _packaged(spec: EncoderSpec) -> Path:
