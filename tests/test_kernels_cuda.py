@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coverslip.kernels._stain_numba import lab_step
+from coverslip.kernels._stain_numpy import lab_step
 from coverslip.kernels.cuda import cuda_source
 from coverslip.kernels.cuda_values import density_values, lab_values
 from coverslip.kernels.labels import distance_transform, gaussian, local_maxima

@@ -84,8 +84,7 @@ def target_profile(config: RunConfig) -> StainProfile:
     kind = Path(config.stain_target).suffix
     if kind == ".json":
         return StainProfile.from_file(config.stain_target)
-    if config.stain == "none":
-        raise InvalidConfig("stain-target goes with a stain method")
+    assert config.stain != "none"  # RunConfig refuses a target without a method
     if kind == ".zarr" and (stored := _stored_profile(config)):
         return stored
     with open_for_run(config.stain_target, config) as slide:

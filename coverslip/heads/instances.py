@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from coverslip.heads.registry import NucleusHead
 from coverslip.kernels.labels import LabelMeasures, label_measures, label_outlines
+from coverslip.kernels.ragged import chosen_rows
 from coverslip.kernels.shapes import outline_polygons, shape_measures, simplified_outlines
 
 SIMPLIFY_PX = 0.4
@@ -65,16 +66,13 @@ class Nuclei:
 
     def at(self, rows: npt.NDArray[np.integer[Any]]) -> Nuclei:
         """The nuclei at `rows`, in that order."""
-        lengths = np.diff(self.polygon_offset)[rows]
-        offset = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        inside = np.arange(offset[-1]) - np.repeat(offset[:-1], lengths)
+        offset, vertices = chosen_rows(self.polygon_offset, rows)
         columns = {
             name: values[rows]
             for name, values in self.columns().items()
             if name not in ("polygon", "polygon_offset")
         }
-        polygon = self.polygon[np.repeat(self.polygon_offset[:-1][rows], lengths) + inside]
-        return Nuclei(polygon_offset=offset, polygon=polygon, **columns)
+        return Nuclei(polygon_offset=offset, polygon=self.polygon[vertices], **columns)
 
     @classmethod
     def none(cls) -> Nuclei:

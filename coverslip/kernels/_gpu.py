@@ -13,10 +13,16 @@ SQUARE = (32, 8)
 
 @cache
 def gpu_kernel(source: str, name: str) -> Any:
-    """Kernel `name` of `<source>.cu`, compiled once per process (CuPy keeps the binary on disk)."""
+    """Kernel `name` of `<source>.cu`."""
+    return _module(source).get_function(name)
+
+
+@cache
+def _module(source: str) -> Any:
+    """`<source>.cu`, compiled once per process (CuPy keeps the binary on disk)."""
     import cupy
 
-    return cupy.RawModule(code=cuda_source(source), options=("-std=c++14",)).get_function(name)
+    return cupy.RawModule(code=cuda_source(source), options=("-std=c++14",))
 
 
 def launch_line(source: str, name: str, count: int, arguments: tuple[Any, ...]) -> None:

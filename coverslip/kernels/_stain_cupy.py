@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coverslip.kernels._gpu import launch_line
-from coverslip.kernels._stain_numba import lab_step
+from coverslip.kernels._stain_numpy import lab_step
 from coverslip.kernels.cuda_values import density_values, lab_values
 
 Matrix = npt.NDArray[np.float64]

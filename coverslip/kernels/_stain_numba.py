@@ -20,7 +20,10 @@ from coverslip.kernels._stain_numpy import (
     RGB_TO_XYZ,
     WHITE,
     cube_root,
+    density,
     gamma,
+    lab_step,
+    linear_light,
 )
 from coverslip.kernels.compiled import compiled
 
@@ -44,8 +47,8 @@ def _tables(matrix: Matrix, background: float | Sequence[float]) -> npt.NDArray[
 
 def _densities(background: float | Sequence[float] | Matrix) -> Matrix:
     """(3 channels, 256): the density of every grey level."""
-    glass = np.broadcast_to(np.asarray(background, np.float64), (3,))
-    return -np.log((np.arange(256) + 1) / (glass[:, None] + 1))
+    grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    return density(grey, background).T
 
 
 def separate_stains(
@@ -90,16 +93,6 @@ def transform_lab(rgb: RGB, scale: Matrix, shift: Matrix, threads: int) -> RGB:
     return _in_pieces(
         rgb, threads, lambda a, b: _by_light(a, words, roots, step, added, light, levels, b)
     )
-
-
-def lab_step(
-    scale: Matrix, shift: Matrix
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(3, 3) and (3,): Lab * scale + shift as a map of Lab's cube roots, in which Lab is linear."""
-    to_lab = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]], np.float64)
-    back, base = np.linalg.inv(to_lab), np.array([-16.0, 0, 0])
-    step = back @ np.diag(scale) @ to_lab
-    return step.astype(np.float32), (back @ (scale * base + shift - base)).astype(np.float32)
 
 
 def _in_pieces(rgb: RGB, threads: int, work: Callable[[RGB, RGB], None]) -> RGB:
@@ -147,8 +140,7 @@ def _density_tables(
 @lru_cache(maxsize=1)
 def _light_tables() -> tuple[Words, npt.NDArray[np.float32], RGB]:
     """Words that add up to XYZ over white, cube roots of that, and sRGB bytes of linear light."""
-    level = np.arange(256) / 255
-    linear = np.where(level > 0.04045, ((level + 0.055) / 1.055) ** 2.4, level / 12.92)
+    linear = linear_light(np.arange(256))
     share = RGB_TO_XYZ / WHITE[:, None]  # (xyz, rgb)
     words = np.zeros((3, 256), np.uint64)
     fine = 1 << (LANE - 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,9 +64,7 @@ def transform_lab(rgb: RGB, scale: Matrix, shift: Matrix, threads: int) -> RGB:
 
 def rgb_to_lab(rgb: RGB) -> Matrix:
     """sRGB uint8 (..., 3) -> CIELAB float64 (..., 3)."""
-    level = rgb / 255
-    linear = np.where(level > 0.04045, ((level + 0.055) / 1.055) ** 2.4, level / 12.92)
-    f = cube_root(linear @ RGB_TO_XYZ.T / WHITE)
+    f = cube_root(linear_light(rgb) @ RGB_TO_XYZ.T / WHITE)
     x, y, z = np.moveaxis(f, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
@@ -76,6 +75,12 @@ def lab_to_rgb(lab: Matrix) -> RGB:
     y = (lightness + 16) / 116
     f = np.stack([y + a / 500, y, y - b / 200], axis=-1)
     return _as_bytes(255 * gamma((cube(f) * WHITE) @ np.linalg.inv(RGB_TO_XYZ).T))
+
+
+def linear_light(level: npt.NDArray[Any]) -> Matrix:
+    """Light, 0 to 1, of sRGB grey levels 0 to 255: the inverse of `gamma`."""
+    share = level / 255
+    return np.where(share > 0.04045, ((share + 0.055) / 1.055) ** 2.4, share / 12.92)
 
 
 def cube_root(t: Matrix) -> Matrix:
@@ -92,6 +97,16 @@ def gamma(linear: Matrix) -> Matrix:
     """sRGB's transfer function over linear light, which is cut off at 0 and 1."""
     linear = np.clip(linear, 0, 1)
     return np.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+def lab_step(
+    scale: Matrix, shift: Matrix
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """(3, 3) and (3,): Lab * scale + shift as a map of Lab's cube roots, in which Lab is linear."""
+    to_lab = np.array([[0, 116, 0], [500, -500, 0], [0, 200, -200]], np.float64)
+    back, base = np.linalg.inv(to_lab), np.array([-16.0, 0, 0])
+    step = back @ np.diag(scale) @ to_lab
+    return step.astype(np.float32), (back @ (scale * base + shift - base)).astype(np.float32)
 
 
 def _as_bytes(levels: Matrix) -> RGB:

@@ -10,6 +10,7 @@ import shapely
 
 from coverslip.kernels.backend import Backend, implementation
 from coverslip.kernels.labels import Outlines
+from coverslip.kernels.ragged import chosen_rows
 
 Polygons = npt.NDArray[np.object_]
 
@@ -29,32 +30,24 @@ def simplified_outlines(
     kept = np.ones(len(outlines.vertex), np.bool_)
     rings = np.arange(len(outlines.label))
     for halving in range(4):
-        parts = _rings(outlines, rings)
+        offset, numbers = chosen_rows(outlines.offset, rings)
+        parts = Outlines(outlines.label[rings], offset, outlines.vertex[numbers])
         mine = kernel.kept_vertices(parts.offset, parts.vertex, tolerance / 2**halving)
         lengths = np.add.reduceat(mine, parts.offset[:-1]) if len(rings) else np.empty(0, np.int64)
         valid = lengths >= 3
         polygons = outline_polygons(_rings(_thinned(parts, mine), np.flatnonzero(valid)))
         valid[valid] = shapely.is_valid(polygons)
         vertices = np.repeat(valid, np.diff(parts.offset))
-        kept[_vertex_numbers(outlines, rings)[vertices]] = mine[vertices]
+        kept[numbers[vertices]] = mine[vertices]
         rings = rings[~valid]
         if not len(rings):
             break
     return _thinned(outlines, kept)
 
 
-def _vertex_numbers(outlines: Outlines, rings: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Of all vertices of those rings."""
-    lengths = np.diff(outlines.offset)[rings]
-    before = np.cumsum(lengths) - lengths
-    within = np.arange(int(lengths.sum())) - np.repeat(before, lengths)
-    return np.asarray(np.repeat(outlines.offset[rings], lengths) + within)
-
-
 def _rings(outlines: Outlines, rings: npt.NDArray[np.int64]) -> Outlines:
-    offset = np.concatenate([[0], np.cumsum(np.diff(outlines.offset)[rings])]).astype(np.int64)
-    vertex = outlines.vertex[_vertex_numbers(outlines, rings)]
-    return Outlines(outlines.label[rings], offset, vertex)
+    offset, vertices = chosen_rows(outlines.offset, rings)
+    return Outlines(outlines.label[rings], offset, outlines.vertex[vertices])
 
 
 def _thinned(outlines: Outlines, kept: npt.NDArray[np.bool_]) -> Outlines:

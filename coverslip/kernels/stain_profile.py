@@ -41,8 +41,8 @@ Three = tuple[float, float, float]
 VECTORS: Mapping[str, Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]] = {
     "macenko": macenko_vectors,
     "vahadane": vahadane_vectors,
-    "ruifrok": fixed_vectors(),
-    "reinhard": fixed_vectors(),
+    "ruifrok": fixed_vectors,
+    "reinhard": fixed_vectors,
 }
 LEAST_PIXELS = 2000
 """Stained pixels below which nothing is estimated."""

@@ -6,8 +6,6 @@ return (2, 3) rows of unit length: haematoxylin, eosin. They are deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -112,9 +110,6 @@ def _haematoxylin_first(vectors: Vectors) -> Vectors:
     return np.asarray(vectors if vectors[0, 0] >= vectors[1, 0] else vectors[::-1])
 
 
-def fixed_vectors(
-    first: Sequence[float] = HEMATOXYLIN, second: Sequence[float] = EOSIN
-) -> Callable[[Densities], Vectors]:
+def fixed_vectors(density: Densities) -> Vectors:
     """Vectors that do not depend on the slide (Ruifrok & Johnston 2001)."""
-    vectors = stain_matrix(tuple(first), tuple(second))[:2]
-    return lambda density: vectors
+    return stain_matrix(HEMATOXYLIN, EOSIN)[:2]
