@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.kernels import _resample_numpy
 from coverslip.kernels.compiled import compiled
 
-HALF = np.float32(0.5001)
-"""Rounds halves up though float32 sums of halves land a little to either side."""
+HALF = np.float32(_resample_numpy.HALF)
 
 
 def area_resample(

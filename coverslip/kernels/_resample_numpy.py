@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+HALF = 0.5001
+"""Rounds up what is a half to within 1e-4: sums in float32 land a little to either side."""
+
 
 def area_resample(
     image: npt.NDArray[np.uint8],
@@ -17,8 +20,7 @@ def area_resample(
     down = _weights(image.shape[0], origin[1], scale[1], out.shape[0])  # (h, H)
     # white outside the image: work on the darkness 255 - image, which is 0 there
     darkness = np.einsum("hy,yxc,wx->hwc", down, 255.0 - image, across, optimize=True)
-    # 1e-9 keeps a sum that is a half but for float64 rounding on the side of the half
-    out[...] = np.floor(255.0 - darkness + 0.5 + 1e-9).astype(np.uint8)
+    out[...] = np.floor(255.0 - darkness + HALF).astype(np.uint8)
 
 
 def _weights(length: int, start: float, step: float, count: int) -> npt.NDArray[np.float64]:
