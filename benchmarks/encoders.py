@@ -15,7 +15,7 @@ import timm
 import torch
 from torchvision import transforms
 
-from coverslip.encoders.encoder import load_encoder
+from coverslip.encoders.loading import load_encoder
 
 
 def peer(tiles: np.ndarray, network: torch.nn.Module, batch: int) -> None:

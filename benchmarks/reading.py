@@ -172,7 +172,7 @@ def beside_the_encoder(path: Path, repeat: int) -> Row:
 
 def embedded_tiles(path: Path, tiles: int) -> tuple[Any, Slide, TileGrid, npt.NDArray[np.int64]]:
     """The encoder, the slide, its grid, and the tiles to embed."""
-    from coverslip.encoders.encoder import load_encoder
+    from coverslip.encoders.loading import load_encoder
 
     slide = open_slide(path)
     grid = TileGrid.over(slide, tile=TILE, mpp=0.5)

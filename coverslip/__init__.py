@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder as Encoder
-    from coverslip.encoders.encoder import load_encoder as load_encoder
+    from coverslip.encoders.loading import load_encoder as load_encoder
     from coverslip.encoders.registry import EncoderSpec as EncoderSpec
+    from coverslip.encoders.slide_encoder import SlideEncoder as SlideEncoder
+    from coverslip.encoders.slide_encoder import load_slide_encoder as load_slide_encoder
+    from coverslip.encoders.text import load_text_encoder as load_text_encoder
+    from coverslip.encoders.text import zero_shot_classifier as zero_shot_classifier
     from coverslip.engine.config import RunConfig as RunConfig
     from coverslip.engine.run import Run as Run
     from coverslip.errors import CoverslipError as CoverslipError
@@ -54,6 +58,7 @@ _home = {
     "Run": "engine.run",
     "RunConfig": "engine.config",
     "Slide": "wsi.slide",
+    "SlideEncoder": "encoders.slide_encoder",
     "SlideStore": "tiling.store",
     "StainNormalizer": "kernels.stain_profile",
     "StainProfile": "kernels.stain_profile",
@@ -62,7 +67,9 @@ _home = {
     "Tissue": "tiling.tissue",
     "find_tissue": "tiling.tissue",
     "fit_stains": "kernels.stain_profile",
-    "load_encoder": "encoders.encoder",
+    "load_encoder": "encoders.loading",
+    "load_slide_encoder": "encoders.slide_encoder",
+    "load_text_encoder": "encoders.text",
     "open_slide": "wsi.opening",
     "read_geojson": "export.geojson",
     "read_region": "tiling.reading",
@@ -70,6 +77,7 @@ _home = {
     "stain_sample": "tiling.stain_sample",
     "thumbnail": "tiling.reading",
     "write_geojson": "export.geojson",
+    "zero_shot_classifier": "encoders.text",
 }
 """Public name -> the module it lives in."""
 

@@ -16,6 +16,7 @@ CoverslipError
 ├── InvalidGeoJSON           a GeoJSON file cannot be understood; carries .path
 ├── InvalidConfig            a configuration file or flag combination that means nothing
 ├── MissingPackage           an optional package is needed; says how to get it
+├── NotEnoughMemory          a device's memory does not hold what has to be in it
 ├── MissingWeights           a model's weights are not here; says which file to put where
 └── UnknownName              a name not in a registry; lists the near misses
 """
@@ -135,6 +136,10 @@ class MissingPackage(CoverslipError):
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(f"{what} needs {package}\n  pip install 'coverslip[{extra}]'")
+
+
+class NotEnoughMemory(CoverslipError):
+    """A device's memory does not hold a network and one tile."""
 
 
 class MissingWeights(CoverslipError):

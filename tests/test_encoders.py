@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from coverslip.encoders.encoder import load_encoder
+from coverslip.encoders.checkpoints.weights import read_weights
+from coverslip.encoders.loading import load_encoder
 from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec, register
-from coverslip.encoders.weights import read_weights
 from coverslip.errors import MissingWeights, UnknownName
 
 
@@ -22,7 +22,7 @@ def tiles() -> np.ndarray:
 
 def test_default_embeds_as_its_authors_own_network(tiles: np.ndarray) -> None:
     author = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
-    from coverslip.encoders.efficientnet_lite import weights_path
+    from coverslip.encoders.networks.efficientnet_lite import weights_path
 
     reference = author.from_name("efficientnet-lite0")
     reference.load_state_dict(torch.load(weights_path(), weights_only=True))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from coverslip.encoders.encoder import load_encoder
+from coverslip.encoders.loading import load_encoder
 from coverslip.encoders.pluto import FlexiblePatches, Pluto, patch_resize, rotary_angles, rotated
 from coverslip.tiling.reading import read_window
 from coverslip.wsi.opening import open_slide

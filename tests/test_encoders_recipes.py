@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +14,89 @@ import torch
 from safetensors.torch import save_file
 
 from coverslip.cli import main
-from coverslip.encoders import hub_keys
-from coverslip.encoders.encoder import _network, load_encoder, pooled
-from coverslip.encoders.recipes import published_encoders
+from coverslip.encoders.checkpoints import vision_keys
+from coverslip.encoders.encoder import pooled
+from coverslip.encoders.loading import _network, load_encoder
+from coverslip.encoders.recipes.pathology import SWIGLU, published_encoders
 from coverslip.encoders.registry import EncoderSpec, encoder_spec, register
 from coverslip.errors import MissingWeights
 
 RECIPES = {spec.name: spec for spec in published_encoders()}
 
 DOCUMENTED = {  # millions, as the model cards and papers give them
-    "efficientnet-lite0": 3.37,
-    "uni": 303, "uni2-h": 681, "virchow": 632, "virchow2": 632, "gigapath": 1135,
-    "h-optimus-0": 1135, "h-optimus-1": 1135, "h0-mini": 86, "phikon": 86, "phikon-v2": 303,
-    "midnight-12k": 1135, "dinov2-base": 86, "dinov2-large": 304, "resnet50": 23.5,
-    "gpfm": 303, "kimianet": 7.0, "dinobloom-s": 21.5, "dinobloom-b": 86, "dinobloom-l": 303,
-    "dinobloom-g": 1135, "pluto-s": 21.7, "pluto-4s": 21.7,
+    "efficientnet-lite0": 3.37, "efficientnet-lite1": 4.14, "efficientnet-lite2": 4.81,
+    "uni": 303, "uni2-h": 681, "seal-uni2-h": 681, "virchow": 632, "virchow-cls": 632,
+    "virchow2": 632, "virchow2-cls": 632, "gigapath": 1135, "gigapath-flash": 21.7,
+    "h-optimus-0": 1135, "h-optimus-1": 1135, "h0-mini": 86, "h0-mini-cls-mean": 86,
+    "phikon": 86, "phikon-v2": 303, "midnight-12k": 1135, "midnight-12k-cls": 1135,
+    "openmidnight": 1135, "gpfm": 303, "mstar": 303, "pathorchestra": 303,
+    "hibou-b": 85.7, "hibou-l": 303.7, "kimianet": 7.0, "retccl": 23.5, "sp22m": 21.7,
+    "dinobloom-s": 21.5, "dinobloom-b": 86, "dinobloom-l": 303, "dinobloom-g": 1135,
+    "pluto-s": 21.7, "pluto-4s": 21.7,
     "kaiko-vits16": 21.7, "kaiko-vits8": 21.7, "kaiko-vitb16": 86, "kaiko-vitb8": 86,
     "kaiko-vitl14": 303, "lunit-vits8": 21.7, "lunit-vits16": 21.7,
+    "ctranspath": 27.5, "conch-v1.5": 307, "genbio-pathfm": 1134, "isight": 304.5,
+    "pathoduet-he": 86, "pathoduet-ihc": 86,
+    "grandqc-mpp1": 6.25, "grandqc-mpp1.5": 6.25, "grandqc-mpp2": 6.25, "grandqc-tissue": 6.57,
+    "resnet50": 23.5, "resnet50-clam": 8.54, "dinov2-base": 86, "dinov2-large": 304,
+    "dinov3-small": 21.6, "dinov3-base": 85.7, "dinov3-large": 303, "dinov3-7b": 6716,
+    "gemma-4-e4b": 167.4, "gemma-4-26b": 569.6,
 }  # fmt: skip
+KNOWN_AS_CODE = {name for name, spec in RECIPES.items() if spec.weights == "remote-code"}
+BY_HAND = {"kimianet", "pluto-s", "pluto-4s", "pathoduet-he", "pathoduet-ihc",
+           "grandqc-mpp1.5", "grandqc-mpp2"}  # fmt: skip
+PACKAGED = {"efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"}
 
 
 def embedding_facts(spec: EncoderSpec) -> tuple[int, float]:
     """(dim, millions of parameters) of the network, built without memory for its weights."""
     with torch.device("meta"), torch.inference_mode():
         network = _network(spec).eval()
+        parameters = sum(p.numel() for p in network.parameters()) / 1e6
+        if spec.name.startswith("gemma"):  # its code asks tensors for their values
+            return network.tower.config.hidden_size, parameters
         pixels = torch.zeros(1, 3, spec.input_px, spec.input_px)
         dim = pooled(network, pixels, spec.pooling).shape[1]
-    return int(dim), sum(p.numel() for p in network.parameters()) / 1e6
+    return int(dim), parameters
 
 
 def test_every_recipe_is_documented() -> None:
-    assert set(RECIPES) == set(DOCUMENTED)
+    assert set(RECIPES) == set(DOCUMENTED) | KNOWN_AS_CODE
     assert len({spec.recipe_hash() for spec in RECIPES.values()}) == len(RECIPES)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DOCUMENTED)
 def test_the_network_is_the_published_one(name: str) -> None:
     """Built without memory for its weights: documented size and dim."""
+    if name.startswith("gemma"):
+        pytest.importorskip("transformers")
     spec = RECIPES[name]
     dim, parameters = embedding_facts(spec)
     assert dim == spec.dim
     assert parameters == pytest.approx(spec.parameters, abs=0.006)
     assert parameters == pytest.approx(DOCUMENTED[name], rel=0.01)
+
+
+@pytest.mark.parametrize("spec", RECIPES.values(), ids=RECIPES)
+def test_every_record_says_where_its_weights_are(spec: EncoderSpec) -> None:
     assert spec.licence
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+", spec.hub) or spec.name in (
-        "dinov2-base", "dinov2-large", "resnet50", "kimianet", "pluto-s", "pluto-4s",
-        "efficientnet-lite0",
-    )  # fmt: skip
+    assert bool(re.fullmatch(r"[\w.-]+/[\w.-]+", spec.hub)) == (spec.name not in BY_HAND | PACKAGED)
+    assert (spec.weights == "") == (spec.name in BY_HAND)
+    assert (spec.weights == "package") == (spec.name in PACKAGED)
+    assert re.fullmatch(r"[0-9a-f]{40}|", spec.revision)
+    assert re.fullmatch(r"[0-9a-f]{64}|", spec.sha256)
+    assert spec.file or not spec.sha256, "a hash of which file?"
+    assert not spec.base or spec.base in RECIPES
+    assert len(spec.columns) in (0, spec.dim)
+    side = round(spec.input_px / spec.crop)
+    assert (side, spec.crop) == (256, 0.875) if "gigapath" in spec.name else side == spec.input_px
+
+
+def test_variants_differ_in_pooling_alone() -> None:
+    for name, dim in (("virchow", 2560), ("virchow2", 2560), ("midnight-12k", 3072)):
+        whole, cls = RECIPES[name], RECIPES[f"{name}-cls"]
+        assert (whole.dim, cls.dim, cls.pooling) == (dim, dim // 2, "cls")
+        assert replace(cls, name=name, dim=dim, pooling=whole.pooling) == whole
 
 
 def small(name: str, architecture: str, mapping: str, **arguments: Any) -> EncoderSpec:
@@ -72,10 +109,23 @@ def small(name: str, architecture: str, mapping: str, **arguments: Any) -> Encod
     )
 
 
-VIT = small("small-vit", "vit_tiny_patch16_224", "coverslip.encoders.hub_keys:vit", patch_size=8)
-DINO = small(
-    "small-dinov2", "vit_small_patch14_dinov2", "coverslip.encoders.hub_keys:dinov2", patch_size=8
+VIT = small(
+    "small-vit",
+    "vit_tiny_patch16_224",
+    "coverslip.encoders.checkpoints.vision_keys:vit",
+    patch_size=8,
 )
+DINO = small(
+    "small-dinov2",
+    "vit_small_patch14_dinov2",
+    "coverslip.encoders.checkpoints.vision_keys:dinov2",
+    patch_size=8,
+)
+HIBOU = small(
+    "small-hibou", "vit_small_patch14_reg4_dinov2",
+    "coverslip.encoders.checkpoints.vision_keys:dinov2",
+    patch_size=8, mlp_ratio=2 * 128 / 48, **SWIGLU,
+)  # fmt: skip
 
 
 def hub_model(spec: EncoderSpec) -> Any:
@@ -89,10 +139,18 @@ def hub_model(spec: EncoderSpec) -> Any:
     if spec is VIT:
         config = transformers.ViTConfig(**common, intermediate_size=192)
         return transformers.ViTModel(config).eval()
-    return transformers.Dinov2Model(transformers.Dinov2Config(**common, mlp_ratio=4)).eval()
+    if spec is DINO:
+        return transformers.Dinov2Model(transformers.Dinov2Config(**common, mlp_ratio=4)).eval()
+    config = transformers.Dinov2WithRegistersConfig(
+        **common, mlp_ratio=4, num_register_tokens=4, use_swiglu_ffn=True
+    )
+    model = transformers.Dinov2WithRegistersModel(config).eval()
+    for parameter in model.parameters():  # tokens and places begin as zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
-@pytest.mark.parametrize("spec", [VIT, DINO], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [VIT, DINO, HIBOU], ids=lambda spec: spec.name)
 def test_hub_checkpoints_give_the_same_embedding(spec: EncoderSpec, tmp_path: Path) -> None:
     """Against the library that wrote such checkpoints, number by number."""
     theirs = hub_model(spec)
@@ -135,7 +193,7 @@ def test_every_tensor_of_the_real_names_finds_its_place(name: str) -> None:
         wanted = set(_network(RECIPES[name]).state_dict())
     depth = 1 + max(int(m[1]) for key in wanted if (m := re.match(r"blocks\.(\d+)", key)))
     swiglu = name == "midnight-12k"
-    mapping = hub_keys.vit if name == "phikon" else hub_keys.dinov2
+    mapping = vision_keys.vit if name == "phikon" else vision_keys.dinov2
     found = mapping(hub_names(depth, name != "phikon", swiglu))
     assert set(found) == wanted
     state = hub_names(depth, name != "phikon", swiglu)
@@ -143,19 +201,22 @@ def test_every_tensor_of_the_real_names_finds_its_place(name: str) -> None:
     assert found["blocks.1.attn.qkv.bias"].tolist() == [state[p].item() for p in three]
 
 
-@pytest.mark.parametrize("name", ["gpfm", "dinobloom-s", "dinobloom-g"])
+@pytest.mark.parametrize("name", ["gpfm", "dinobloom-s", "dinobloom-g", "openmidnight"])
 def test_dinov2s_own_names_find_their_places(name: str) -> None:
-    """As its training code saves them: w12 and w3 in the giant, a mask token, heads."""
+    """As its training code saves them: w12 and w3 in the giant, registers, a mask token, heads."""
     with torch.device("meta"):
         wanted = _network(RECIPES[name]).state_dict()
-    giant = name == "dinobloom-g"
-    theirs = {
-        "teacher.backbone." + (k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
-                               if giant else k): v
-        for k, v in wanted.items()
-    }  # fmt: skip
-    theirs |= {"teacher.backbone.mask_token": None, "teacher.dino_head.mlp.0.weight": None}
-    found = hub_keys.dinov2_own(theirs)
+        giant = name in ("dinobloom-g", "openmidnight")
+        theirs = {
+            "teacher.backbone." + (k.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3")
+                                   if giant else k).replace("reg_token", "register_tokens"): v
+            for k, v in wanted.items()
+        }  # fmt: skip
+        if name == "openmidnight":  # its positions begin with the class token's
+            theirs["teacher.backbone.pos_embed"] = torch.zeros(1, 257, 1536)
+        theirs["teacher.backbone.mask_token"] = torch.zeros(1, 1536)
+        theirs["teacher.dino_head.mlp.0.weight"] = torch.zeros(2, 2)
+    found = vision_keys.dinov2_own(theirs)
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in wanted.items()}
 
 
@@ -228,6 +289,6 @@ def test_without_a_hub_the_message_says_which_file_goes_where(
         assert f"{name}.safetensors" in said
         assert RECIPES[name].hub in said
     assert not list(tmp_path.iterdir())
-    for command in (["models", "fetch", "kimianet"], ["models", "verify", "dinobloom-s"]):
+    for command in (["models", "fetch", "kimianet"], ["models", "verify", "pathoduet-he"]):
         assert main(command) == 1
         assert "downloaded by hand" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_a_run_leaves_everything_it_promises(finished: Path, small_slide: Path) 
 
 
 def test_features_are_those_of_the_tiles(finished: Path, small_slide: Path) -> None:
-    from coverslip.encoders.encoder import load_encoder
+    from coverslip.encoders.loading import load_encoder
 
     store = SlideStore.open(finished / "CMU-1-Small-Region.zarr")
     grid = TileGrid.from_store(store.group("tiles/256px_0.5mpp"))

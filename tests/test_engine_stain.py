@@ -46,7 +46,7 @@ def test_tiles_are_recoloured_by_the_slides_profile(tmp_path: Path, small_slide:
 
 
 def test_features_see_normalised_tiles(tmp_path: Path, small_slide: Path) -> None:
-    from coverslip.encoders.encoder import load_encoder
+    from coverslip.encoders.loading import load_encoder
 
     config = RunConfig(quality=False, stain="reinhard")
     Run.over([small_slide], tmp_path, config).execute(debug=True)

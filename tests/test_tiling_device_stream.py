@@ -76,7 +76,7 @@ def test_a_damaged_tile_is_named(spoiled: Path) -> None:
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_comes_back_but_embeddings(small_slide: Path) -> None:
     cupy = pytest.importorskip("cupy")
-    from coverslip.encoders.encoder import load_encoder
+    from coverslip.encoders.loading import load_encoder
     from coverslip.kernels.stain_profile import StainNormalizer, fit_stains, reference_profile
 
     encoder = load_encoder("efficientnet-lite0", device="cuda")

@@ -26,7 +26,7 @@ def settings_from(parameters: dict[str, Any], config: Path | None) -> RunConfig:
 
     known = {field.name for field in fields(RunConfig)}
     named = {k: v for k, v in parameters.items() if k in known and v is not None}
-    for several in ("encoder", "export"):
+    for several in ("encoder", "slide_encoder", "export"):
         if several in named:
             named[several] = names_in(named[several])
     if named.get("nuclei") == "none":

@@ -51,7 +51,33 @@ EncoderName = Annotated[
         "--encoder", help="Encoders, by comma; any timm model, or none. [efficientnet-lite0]"
     ),
 ]
-Weights = Annotated[str | None, typer.Option("--weights", help="Local checkpoint.")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", help="Local checkpoint, or a folder of <name>.safetensors."),
+]
+SlideEncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--slide-encoder", help="Embed whole slides, too; by comma: mean, max, titan... [none]"
+    ),
+]
+SlideWeights = Annotated[
+    str | None, typer.Option("--slide-weights", help="As --weights, of the slide encoders.")
+]
+TrustRemoteCode = Annotated[
+    bool | None,
+    typer.Option(
+        "--trust-remote-code/--no-remote-code",
+        help="Run the code that some encoders' repositories hold. [no]",
+    ),
+]
+ReplaceFeatures = Annotated[
+    bool | None,
+    typer.Option(
+        "--replace-features/--keep-features",
+        help="Embed again where another recipe of that name did. [keep]",
+    ),
+]
 Nuclei = Annotated[str | None, typer.Option("--nuclei", help="Nucleus model: watershed.")]
 Pixels = Annotated[
     str | None, typer.Option("--pixels", help="Keep the tiles' pixels: none, jpeg, lossless.")
@@ -77,8 +103,22 @@ TrustObjective = Annotated[
     bool | None,
     typer.Option("--trust-objective", help="Take 10/power µm where nothing else is recorded."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1. [auto]")]
-Batch = Annotated[int | None, typer.Option("--batch", help="Tiles per encoder batch. [64]")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="auto, cpu, cuda, cuda:1; by comma or all: a process each. [auto]"
+    ),
+]
+Batch = Annotated[
+    int | None, typer.Option("--batch", help="Tiles per encoder batch; 0: what memory holds. [0]")
+]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", help="Encoders: auto, float32, float16, bfloat16. [auto]"),
+]
+Compile = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Encoders by torch.compile. [no]")
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", help="Decode threads; 0: what is granted. [0]")
 ]

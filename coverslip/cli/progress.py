@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -46,6 +46,39 @@ class RunProgress:
         self._progress.advance(self._slides)
         if result.status == "failed":
             self._progress.console.print(f"failed: {result.reason}", markup=False, highlight=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+class TrainingProgress:
+    """A bar over the steps of a training, with its loss and tiles per second."""
+
+    def __init__(self, total: int, shown: bool = True) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self._task = self._progress.add_task("training", total=total, figures="")
+
+    def observe(self, done: int, total: int, row: Mapping[str, float]) -> None:
+        """A training's observer."""
+        figures = f"loss {row['loss']:.3f}  {row['tiles_per_second']:.0f} tiles/s"
+        self._progress.update(self._task, completed=done, total=total, figures=figures)
 
     def __enter__(self) -> Self:
         self._progress.start()

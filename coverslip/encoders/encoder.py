@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.encoders.hub import checkpoint_from_hub, not_given, without_hub
-from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec
-from coverslip.errors import MissingPackage, MissingWeights, UnknownName
+from coverslip.encoders.registry import EncoderSpec
+from coverslip.errors import MissingPackage, MissingWeights, NotEnoughMemory
 from coverslip.kernels.backend import backend_of
 
 if TYPE_CHECKING:
     import torch
+
+logger = logging.getLogger(__name__)
 
 Tiles = npt.NDArray[np.uint8]
 Embeddings = npt.NDArray[np.float32]
@@ -30,6 +29,14 @@ stay in cache. EfficientNet-Lite0 on 2 cores: 73 tiles/s and 250 MB, against 46 
 in batches of 64."""
 
 
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
+
+UPLOAD = 512
+"""Tiles that go to a GPU together."""
+FREE_SHARE = 0.7
+"""How much of a GPU's free memory a batch may take."""
+
+
 class Encoder:
     """A network with its recipe, on a device.
 
@@ -37,14 +44,25 @@ class Encoder:
     name, dim         as in stores
     weights_sha256    of the checkpoint's file ("random" for random weights)
     device            torch device
+    precision         what it computes in. "auto": float32 on the CPU; what the recipe says, under
+                      autocast, on a GPU (float16 where the GPU lacks bfloat16)
+    compiled          through torch.compile: slow to start, then faster
+    at_once           tiles that pass through the network together: found from the GPU's memory, and
+                      halved whenever that turns out to be too little
 
-    fp32 on the CPU; bfloat16 (float16 where the GPU lacks it) under autocast on a GPU. The same
-    batch gives the same bytes; batches of another size may differ in the last bits, so callers that
-    must be reproducible fix how they batch.
+    The same batch gives the same bytes; batches of another size may differ in the last bits, so
+    callers that must be reproducible fix how they batch.
     """
 
     def __init__(
-        self, spec: EncoderSpec, network: torch.nn.Module, weights_sha256: str, device: str
+        self,
+        spec: EncoderSpec,
+        network: torch.nn.Module,
+        weights_sha256: str,
+        device: str,
+        *,
+        precision: Precision = "auto",
+        compiled: bool = False,
     ) -> None:
         import torch
 
@@ -55,19 +73,19 @@ class Encoder:
         self._network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._mean = 255 * torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self._std = 255 * torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
-        self._half = None
-        if self.device.type == "cuda":
-            self._half = _gpu_dtype(spec.dtype)
+        self._half = _half_dtype(precision, spec.dtype, self.device)
+        self._pooled: Callable[..., torch.Tensor] = (
+            torch.compile(pooled, dynamic=True) if compiled else pooled
+        )
+        self.at_once = CPU_BATCH
         self.dim = self._measured_dim()
+        if self.device.type == "cuda":
+            self.at_once = self._fitting_batch()
 
-    def _measured_dim(self) -> int:
-        side = self.spec.input_px
-        dim = self.encode(np.zeros((1, side, side, 3), np.uint8)).shape[1]
-        if self.spec.dim and dim != self.spec.dim:
-            raise MissingWeights(
-                f"{self.name}: gives {dim} numbers a tile, its recipe says {self.spec.dim}"
-            )
-        return int(dim)
+    @property
+    def precision(self) -> str:
+        """What it computes in: "float32", "float16" or "bfloat16"."""
+        return "float32" if self._half is None else str(self._half).removeprefix("torch.")
 
     def encode(self, tiles: Tiles, recolour: Recolour | None = None) -> Embeddings:
         """tiles uint8 [B, H, W, 3] RGB of any side -> float32 [B, dim].
@@ -79,12 +97,9 @@ class Encoder:
 
         if tiles.ndim != 4 or tiles.shape[3] != 3 or tiles.dtype != np.uint8:
             raise ValueError(f"tiles must be uint8 [B, H, W, 3], got {tiles.dtype} {tiles.shape}")
-        at_once = len(tiles) if self.device.type == "cuda" else CPU_BATCH
-        parts = [tiles[i : i + at_once] for i in range(0, len(tiles), max(at_once, 1))]
+        parts = [tiles[i : i + UPLOAD] for i in range(0, len(tiles), UPLOAD)]
         with torch.inference_mode():
-            found = [
-                self._embed(self._upload(part, recolour)).float().cpu().numpy() for part in parts
-            ]
+            found = [self._embed_all(self._upload(part, recolour)) for part in parts]
         return np.concatenate(found) if found else np.empty((0, self.dim), np.float32)
 
     def encode_stream(
@@ -104,12 +119,78 @@ class Encoder:
                 with torch.cuda.stream(uploading):
                     ready = self._upload(tiles, recolour)
                 if waiting is not None:
-                    yield self._embed(waiting).float().cpu().numpy()
+                    yield self._embed_all(waiting)
                 torch.cuda.current_stream(self.device).wait_stream(uploading)
                 ready.record_stream(torch.cuda.current_stream(self.device))
                 waiting = ready
             if waiting is not None:
-                yield self._embed(waiting).float().cpu().numpy()
+                yield self._embed_all(waiting)
+
+    def half_precision_cosine(self, tiles: Tiles) -> float:
+        """The least cosine between what `tiles` embed to and what they would in float32: 1.0 where
+        that is what it computes in."""
+        if self._half is None or not len(tiles):
+            return 1.0
+        found, half = self.encode(tiles), self._half
+        self._half = None
+        try:
+            exact = self.encode(tiles)
+        finally:
+            self._half = half
+        length = np.linalg.norm(found, axis=1) * np.linalg.norm(exact, axis=1)
+        return float(((found * exact).sum(axis=1) / np.maximum(length, 1e-12)).min())
+
+    def _measured_dim(self) -> int:
+        side = self.spec.input_px
+        dim = self.encode(np.zeros((1, side, side, 3), np.uint8)).shape[1]
+        if self.spec.dim and dim != self.spec.dim:
+            raise MissingWeights(
+                f"{self.name}: gives {dim} numbers a tile, its recipe says {self.spec.dim}"
+            )
+        return int(dim)
+
+    def _fitting_batch(self) -> int:
+        """A power of two, at most `UPLOAD`, that leaves some of the GPU's memory free."""
+        import torch
+
+        side, count = self.spec.input_px, 8
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.encode(np.zeros((count, side, side, 3), np.uint8))
+        each = (torch.cuda.max_memory_allocated(self.device) - before) / count
+        free, _ = torch.cuda.mem_get_info(self.device)
+        fitting = max(1, int(FREE_SHARE * free / max(each, 1)))
+        return min(UPLOAD, 1 << (fitting.bit_length() - 1))
+
+    def _embed_all(self, pixels: torch.Tensor) -> Embeddings:
+        """pixels uint8 [B, 3, H, W] on the device -> float32 [B, dim], `at_once` at a time."""
+        import torch
+
+        found: list[Embeddings] = []
+        done = 0
+        while done < len(pixels):
+            part = pixels[done : done + self.at_once]
+            try:
+                found.append(self._embed(part).float().cpu().numpy())
+            except torch.OutOfMemoryError as error:
+                self._take_fewer(len(part), error)
+                continue
+            done += len(part)
+        return np.concatenate(found)
+
+    def _take_fewer(self, tried: int, error: Exception) -> None:
+        import torch
+
+        if tried == 1:
+            raise NotEnoughMemory(
+                f"{self.name}: the memory of {self.device} does not hold the network and one tile\n"
+                "  free it of other work, choose a smaller encoder, or --device cpu"
+            ) from error
+        self.at_once = tried // 2
+        logger.warning("%s: %d tiles at once are too many; going on with %d", self.name, tried,
+                       self.at_once)  # fmt: skip
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _upload(self, tiles: Tiles, recolour: Recolour | None = None) -> torch.Tensor:
         """uint8 [B, 3, H, W] on the device, channels last: the bytes travel as they are."""
@@ -132,10 +213,9 @@ class Encoder:
         import torch
 
         x = (self._resized(pixels) - self._mean) / self._std  # (b, 3, px, px)
-        if self._half is None:
-            return pooled(self._network, x, self.spec.pooling)
-        with torch.autocast("cuda", dtype=self._half):
-            return pooled(self._network, x, self.spec.pooling)
+        half = self._half
+        with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
+            return self._pooled(self._network, x, self.spec.pooling)
 
     def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
         """float32 [B, 3, px, px] in 0..255: resized, then cropped from the middle."""
@@ -159,6 +239,12 @@ def pooled(network: Any, x: torch.Tensor, pooling: str) -> torch.Tensor:
 
     if pooling == "pooled":
         return network(x)  # type: ignore[no-any-return]
+    if pooling == "class-shares":
+        classes = network(x)  # (b, dim, px, px)
+        found = classes.argmax(dim=1, keepdim=True)  # (b, 1, px, px)
+        each = torch.arange(classes.shape[1], device=x.device).view(1, -1, 1, 1)
+        shares: torch.Tensor = (found == each).float().mean(dim=(2, 3))
+        return shares
     tokens = network.forward_features(x)  # (b, prefix + n, d)
     prefix = network.num_prefix_tokens
     cls, patches = tokens[:, 0], tokens[:, prefix:].mean(dim=1)  # (b, d), (b, d)
@@ -167,13 +253,16 @@ def pooled(network: Any, x: torch.Tensor, pooling: str) -> torch.Tensor:
     return patches if pooling == "mean" else torch.cat([cls, patches], dim=1)
 
 
-def _gpu_dtype(dtype: str) -> torch.dtype | None:
-    """What the network computes in on a GPU; None for float32, float16 where it lacks bfloat16."""
+def _half_dtype(precision: Precision, recipe: str, device: torch.device) -> torch.dtype | None:
+    """What the network computes in under autocast; None for float32."""
     import torch
 
-    if dtype == "bfloat16" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16
-    return None if dtype == "float32" else torch.float16
+    wanted: str = precision
+    if precision == "auto":
+        wanted = recipe if device.type == "cuda" else "float32"
+        if wanted == "bfloat16" and not torch.cuda.is_bf16_supported():
+            wanted = "float16"
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(wanted)
 
 
 def _recoloured_on_gpu(pixels: torch.Tensor, recolour: Recolour) -> torch.Tensor:
@@ -187,150 +276,3 @@ def _recoloured_on_gpu(pixels: torch.Tensor, recolour: Recolour) -> torch.Tensor
     stream = torch.cuda.current_stream(pixels.device).cuda_stream
     with cupy.cuda.Device(pixels.device.index or 0), cupy.cuda.ExternalStream(stream):
         return torch.utils.dlpack.from_dlpack(recolour(cupy.from_dlpack(pixels)))
-
-
-def load_encoder(
-    name: str = "efficientnet-lite0",
-    *,
-    weights: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Encoder:
-    """An encoder by its registered name, or any timm model by timm's.
-
-    weights   a local checkpoint (safetensors or torch), or a folder that holds <name>.safetensors;
-              "random" for none at all (for tests)
-    device    "auto" takes a GPU where there is one
-    seed      of random weights
-
-    Raises UnknownName; MissingWeights where the weights are not here, and says what to put where.
-    """
-    import torch
-
-    spec = _spec_of(name)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if weights == "random":
-        torch.manual_seed(seed)
-        return Encoder(spec, _network(spec), f"random-{seed}", device)
-    if weights is not None or spec.weights == "package":
-        path = _weights_file(spec, weights) if weights is not None else _packaged(spec)
-        return Encoder(spec, _with_weights(spec, path, weights is None), _file_sha256(path), device)
-    network = _from_hub(spec)
-    return Encoder(spec, network, _state_sha256(network), device)
-
-
-def _spec_of(name: str) -> EncoderSpec:
-    import timm
-
-    if name in encoder_names():
-        return encoder_spec(name)
-    plain = name.removeprefix("timm:")
-    if not timm.is_model(plain.partition(".")[0]):
-        known = [*encoder_names(), *timm.list_models(f"*{plain[:6]}*")]
-        raise UnknownName("encoder", name, known)
-    config = timm.get_pretrained_cfg(plain)
-    if config is None:
-        raise UnknownName("encoder", name, timm.list_models(pretrained=True))
-    return EncoderSpec(
-        name=plain.replace("/", "_"),
-        architecture=plain,
-        input_px=config.input_size[-1],
-        mean=(config.mean[0], config.mean[1], config.mean[2]),
-        std=(config.std[0], config.std[1], config.std[2]),
-        interpolation="bicubic" if config.interpolation == "bicubic" else "bilinear",
-        crop=1.0,
-        licence=config.license or "",
-    )
-
-
-def _network(spec: EncoderSpec, pretrained: bool = False) -> torch.nn.Module:
-    import timm
-
-    module, _, function = spec.architecture.partition(":")
-    if function:
-        built: torch.nn.Module = getattr(import_module(module), function)(**spec.arguments)
-        return built
-    arguments = dict(spec.arguments)
-    if isinstance(layer := arguments.get("mlp_layer"), str):
-        arguments["mlp_layer"] = getattr(timm.layers, layer)
-    source = f"hf-hub:{spec.hub}" if pretrained and spec.hub else spec.architecture
-    network: torch.nn.Module = timm.create_model(
-        source, pretrained=pretrained, num_classes=0, **arguments
-    )
-    return network
-
-
-def _packaged(spec: EncoderSpec) -> Path:
-    module, _, _ = spec.key_mapping.partition(":")
-    path: Path = import_module(module).weights_path()
-    return path
-
-
-def _with_weights(spec: EncoderSpec, path: Path, packaged: bool) -> torch.nn.Module:
-    from coverslip.encoders.weights import load_strictly, read_weights
-
-    network, state = _network(spec), read_weights(path)
-    if spec.key_mapping and (packaged or not set(network.state_dict()) <= state.keys()):
-        module, _, function = spec.key_mapping.partition(":")
-        try:
-            state = getattr(import_module(module), function)(state)
-        except KeyError as error:
-            raise MissingWeights(
-                f"{path}: not {spec.name}'s weights; unknown tensor {error}"
-            ) from None
-    _fit_positions(network, state)
-    load_strictly(network, state, path)
-    return network
-
-
-def _fit_positions(network: Any, state: dict[str, Any]) -> None:
-    """Position embeddings of another input size, resampled to this network's (bicubic)."""
-    import timm.layers
-
-    own, found = getattr(network, "pos_embed", None), state.get("pos_embed")
-    if own is None or found is None or own.shape == found.shape or own.ndim != found.ndim:
-        return
-    if own.shape[2] != found.shape[2]:
-        return  # another width: reported as such when it is loaded
-    prefix = 0 if network.no_embed_class else network.num_prefix_tokens
-    state["pos_embed"] = timm.layers.resample_abs_pos_embed(  # type: ignore[attr-defined]
-        found, new_size=list(network.patch_embed.grid_size), num_prefix_tokens=prefix
-    )
-
-
-def _from_hub(spec: EncoderSpec) -> torch.nn.Module:
-    if not spec.weights:
-        raise without_hub(spec)
-    if spec.key_mapping:  # saved by another library than timm
-        return _with_weights(spec, checkpoint_from_hub(spec), packaged=True)
-    try:
-        return _network(spec, pretrained=True)
-    except Exception as error:  # the hub client raises a zoo of network errors
-        raise not_given(spec, error) from error
-
-
-def _weights_file(spec: EncoderSpec, weights: str | Path) -> Path:
-    """The file itself, or `<name>.safetensors` or `<name>.pth` of a folder."""
-    path = Path(weights)
-    if not path.is_dir():
-        return path
-    names = [f"{spec.name}{suffix}" for suffix in (".safetensors", ".pth", ".bin")]
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise MissingWeights(f"{path}: holds no weights of {spec.name}; looked for {', '.join(names)}")
-
-
-def _file_sha256(path: Path) -> str:
-    from coverslip.encoders.weights import file_sha256
-
-    return file_sha256(path)
-
-
-def _state_sha256(network: torch.nn.Module) -> str:
-    """sha256 over the tensors of weights that came from no single file."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

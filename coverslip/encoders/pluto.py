@@ -8,8 +8,9 @@ two-dimensional rotary one (`rotary=True`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,13 @@ class Block(nn.Module):
         return x
 
 
+class Hidden(NamedTuple):
+    """Patches whose content is withheld."""
+
+    where: Tensor  # (b, h, w) bool
+    token: Tensor  # (d,): stands in their place
+
+
 class Pluto(nn.Module):
     """Tiles to tokens.
 
@@ -148,12 +156,15 @@ class Pluto(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward_features(self, x: Tensor, patch: int | None = None) -> Tensor:
+    def forward_features(
+        self, x: Tensor, patch: int | None = None, hidden: Hidden | None = None
+    ) -> Tensor:
         """x (b, 3, H, W), sides multiples of `patch` -> (b, 1 + registers + h · w, d), normalised.
 
-        patch   8 to 32 px; the base one by default
+        patch    8 to 32 px; the base one by default
+        hidden   patches the network must not see: pretraining asks for them
         """
-        for tokens in self._layers(x, patch or self.patch):
+        for tokens in self._layers(x, patch or self.patch, hidden):
             last = tokens
         out: Tensor = self.norm(last)
         return out
@@ -175,7 +186,7 @@ class Pluto(nn.Module):
                 found.append(places.transpose(1, 2).unflatten(2, grid))
         return found
 
-    def _layers(self, x: Tensor, patch: int) -> Sequence[Tensor]:
+    def _layers(self, x: Tensor, patch: int, hidden: Hidden | None = None) -> Iterator[Tensor]:
         """The tokens after every block."""
         if not PATCHES[0] <= patch <= PATCHES[1]:
             raise ValueError(f"patch must be {PATCHES[0]} to {PATCHES[1]} px, got {patch}")
@@ -183,6 +194,8 @@ class Pluto(nn.Module):
             sides = f"{x.shape[3]} x {x.shape[2]}"
             raise ValueError(f"tiles of {sides} px do not divide into patches of {patch}")
         places = self.patches(x, patch)  # (b, d, h, w)
+        if hidden is not None:
+            places = torch.where(hidden.where[:, None], hidden.token[:, None, None], places)
         grid, angle = (places.shape[2], places.shape[3]), None
         if self.position is None:
             angle = rotary_angles(grid, self.head_dim, x.device)
@@ -195,11 +208,9 @@ class Pluto(nn.Module):
         tokens = torch.cat(
             [self.prefix.expand(len(x), -1, -1), places.flatten(2).transpose(1, 2)], dim=1
         )  # (b, 1 + r + h · w, d)
-        layers = []
         for block in self.blocks:
             tokens = block(tokens, angle)
-            layers.append(tokens)
-        return layers
+            yield tokens
 
 
 def pluto_small(**arguments: int | bool) -> Pluto:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import orjson
 
-from coverslip.errors import UnknownName
+from coverslip.errors import InvalidConfig, UnknownName
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,11 +32,18 @@ class EncoderSpec:
     interpolation   "bilinear" or "bicubic"
     antialias       whether shrinking averages what it leaves out
     crop            share of the resized tile's side that is kept, from the middle; 1 keeps all
-    pooling         "pooled" (the network's own), "cls", "mean" (patch tokens), "cls+mean"
-    weights         "package" (ships with a dependency), "hub", or "" for none of its own
+    pooling         "pooled" (the network's own), "cls", "mean" (patch tokens), "cls+mean", or
+                    "class-shares" (of a network that classifies pixels: each class's share of them)
+    columns         what each number of the embedding is, where they have names
+    weights         "package" (ships with a dependency), "hub", "remote-code" (hub, with the network
+                    as code beside them), or "" for those that are downloaded by hand
     key_mapping     "package.module:function" that renames a checkpoint's keys to timm's
     hub             repository on the hub that holds them; "" takes timm's own of the architecture
     revision        commit of that repository; "" takes the newest
+    file            the checkpoint's name there; "" takes model.safetensors or pytorch_model.bin
+    sha256          of that file as published; "" where it is not known
+    prefix          what the names of its tensors begin with, where it holds more than the encoder
+    base            the encoder to whose weights these are low-rank updates; "" where they are whole
     text            "package.module:function" that loads the text tower of a CLIP model; "" has none
     dtype           on a GPU, under autocast; on the CPU it is float32 always
     parameters      of the network, in millions; 0 where nobody counted
@@ -53,11 +61,16 @@ class EncoderSpec:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     antialias: bool = True
     crop: float = 1.0
-    pooling: Literal["pooled", "cls", "mean", "cls+mean"] = "pooled"
-    weights: Literal["package", "hub", ""] = "hub"
+    pooling: Literal["pooled", "cls", "mean", "cls+mean", "class-shares"] = "pooled"
+    columns: tuple[str, ...] = ()
+    weights: Literal["package", "hub", "remote-code", ""] = "hub"
     key_mapping: str = ""
     hub: str = ""
     revision: str = ""
+    file: str = ""
+    sha256: str = ""
+    prefix: str = ""
+    base: str = ""
     text: str = ""
     dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
     parameters: float = 0.0
@@ -66,13 +79,43 @@ class EncoderSpec:
 
     def recipe(self) -> dict[str, Any]:
         """JSON-able; two encoders with one recipe and the same weights embed alike."""
-        unimportant = {"licence", "gated", "mpp", "weights", "parameters"}
-        return {k: v for k, v in asdict(self).items() if k not in unimportant}
+        return deciding(
+            self, {"licence", "gated", "mpp", "weights", "parameters", "file", "sha256"}
+        )
+
+    def to_json(self) -> bytes:
+        """The whole record as a file that `from_json` reads."""
+        return orjson.dumps(self, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def from_json(cls, path: Path) -> EncoderSpec:
+        """Of a file as pretraining leaves beside its weights. Raises InvalidConfig."""
+        try:
+            content = orjson.loads(path.read_bytes())
+            tuples = ("mean", "std", "columns")
+            content |= {key: tuple(content[key]) for key in tuples if key in content}
+            return cls(**content)
+        except (OSError, TypeError, orjson.JSONDecodeError) as error:
+            raise InvalidConfig(f"{path}: not an encoder's recipe ({error})") from None
 
     def recipe_hash(self) -> str:
         """sha256 of the recipe."""
         content = orjson.dumps(self.recipe(), option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(content).hexdigest()
+
+
+def deciding(record: Any, unimportant: set[str]) -> dict[str, Any]:
+    """What decides a result in a dataclass of settings: all but the unimportant, and but what is as
+    it is by default, so that a setting added later changes nobody's hash."""
+    return {
+        f.name: value
+        for f in fields(record)
+        if f.name not in unimportant and (value := getattr(record, f.name)) != _default(f)
+    }
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 class Named(Protocol):
@@ -131,7 +174,10 @@ class Registry(Generic[Spec]):
 
 _encoders: Registry[EncoderSpec] = Registry(
     "encoder",
-    ["coverslip.encoders.recipes:published_encoders"],
+    [
+        "coverslip.encoders.recipes.pathology:published_encoders",
+        "coverslip.encoders.recipes.image_text:clip_encoders",
+    ],
     group="coverslip.encoders",
 )
 

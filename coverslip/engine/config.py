@@ -16,6 +16,7 @@ from coverslip.errors import InvalidConfig
 OnBadTile = Literal["fail", "blank"]
 Pixels = Literal["none", "jpeg", "lossless"]
 Image = Literal["none", "carried", "portable"]
+Precision = Literal["auto", "float32", "float16", "bfloat16"]
 Stain = Literal["none", "macenko", "vahadane", "ruifrok", "reinhard"]
 EXPORTS = ("geojson", "h5", "clam", "stamp", "parquet")
 
@@ -36,9 +37,15 @@ class RunConfig:
                            `pixels` keeps: none, macenko, vahadane, ruifrok or reinhard
         stain_target       whose colours: a slide, the store of one, or a profile's JSON; empty for
                            the profile that ships
-        encoder            encoders by name; empty for none
+        encoder            encoders by name, or the .json of a recipe of your own; empty for none
         weights            a local checkpoint for the only encoder, or a folder that holds
                            <name>.safetensors of each
+        slide_encoder      slide encoders by name (mean, max, titan...), each on the tile encoder it
+                           was made for; empty for none
+        slide_weights      as `weights`, of the slide encoders
+        trust_remote_code  run the code that some encoders' repositories hold
+        replace_features   embed again where the store holds what another recipe or other weights of
+                           the same name made, instead of refusing
         nuclei             nucleus model by name; empty for none
         pixels             keep the tiles' pixels in the store: none, jpeg or lossless
         image              keep the slide as an OME-NGFF 0.5 pyramid in the store: none; carried
@@ -53,8 +60,12 @@ class RunConfig:
         trust_objective    take 10/power µm where a slide records nothing but its objective
 
     How
-        device             "auto", "cpu", "cuda", "cuda:1"
-        batch              tiles per encoder batch
+        device             "auto", "cpu", "cuda", "cuda:1"; several by comma, or "all" GPUs, share
+                           the slides among them, a process each
+        batch              tiles per encoder batch; 0 takes what the device's memory holds
+        precision          of the encoders: auto (float32 on a CPU, each recipe's own on a GPU),
+                           float32, float16, bfloat16
+        compile            put encoders through torch.compile
         threads            decode threads; 0 takes what the machine grants
         read_timeout       seconds after which a read is killed
         cross_check        compare one tile with a second reader when a slide is opened
@@ -72,6 +83,10 @@ class RunConfig:
     stain_target: str = ""
     encoder: tuple[str, ...] = ("efficientnet-lite0",)
     weights: str = ""
+    slide_encoder: tuple[str, ...] = ()
+    slide_weights: str = ""
+    trust_remote_code: bool = False
+    replace_features: bool = False
     nuclei: str = ""
     pixels: Pixels = "none"
     image: Image = "none"
@@ -82,7 +97,9 @@ class RunConfig:
     mpp_table: str = ""
     trust_objective: bool = False
     device: str = "auto"
-    batch: int = 64
+    batch: int = 0
+    precision: Precision = "auto"
+    compile: bool = False
     threads: int = 0
     read_timeout: float = 60.0
     cross_check: bool = True
@@ -95,7 +112,7 @@ class RunConfig:
             f"overlap must be 0 to {self.tile - 1} px, got {self.overlap}",
         )
         _require(0 <= self.min_tissue <= 1, f"min-tissue must be 0 to 1, got {self.min_tissue}")
-        _require(1 <= self.batch <= 4096, f"batch must be 1 to 4096, got {self.batch}")
+        _require(0 <= self.batch <= 4096, f"batch must be 0 to 4096, got {self.batch}")
         _require(self.threads >= 0, f"threads must not be negative, got {self.threads}")
         _require(self.read_timeout > 0, f"read-timeout must be above 0, got {self.read_timeout}")
         if self.assume_mpp is not None:
@@ -103,7 +120,7 @@ class RunConfig:
                 math.isfinite(self.assume_mpp) and 0.02 <= self.assume_mpp <= 50,
                 f"assume-mpp must be 0.02 to 50 µm, got {self.assume_mpp}",
             )
-        for name in ("on_bad_tile", "pixels", "image", "stain"):
+        for name in ("on_bad_tile", "pixels", "image", "stain", "precision"):
             allowed = get_args(get_type_hints(RunConfig)[name])
             value = getattr(self, name)
             flag = name.replace("_", "-")
@@ -112,6 +129,10 @@ class RunConfig:
             _require(format in EXPORTS, f"export knows {', '.join(EXPORTS)}; got {format!r}")
         _require(
             not self.stain_target or self.stain != "none", "stain-target goes with --stain METHOD"
+        )
+        _require(
+            not self.slide_encoder or bool(self.encoder),
+            "slide-encoder goes with --encoder: it works on tile embeddings",
         )
         _require(
             not self.weights or len(self.encoder) == 1 or Path(self.weights).is_dir(),

@@ -27,6 +27,7 @@ from coverslip.export.hdf5 import (
     write_stamp,
     write_trident_coords,
     write_trident_features,
+    write_trident_slide,
 )
 from coverslip.export.parquet import write_nuclei_parquet, write_tiles_parquet
 from coverslip.tiling.grid import TileGrid
@@ -74,6 +75,16 @@ class StoredSlide:
             for stage in stages
         }
 
+    def slide_embeddings(self, grid: str) -> dict[str, Any]:
+        """ "<slide encoder>_<encoder>" -> the slide's embedding [D] from its tiles on `grid`."""
+        stages = [s for s in self.store.stages("slide/") if s.endswith(f"@{grid}")]
+        return {
+            "_".join(stage.removeprefix("slide/").split("@")[:2]): self.store.group(stage)[
+                "embedding"
+            ]
+            for stage in stages
+        }
+
     def tile_columns(self, grid: str) -> dict[str, Any]:
         """Tissue fraction and, where measured, quality of the tiles of `grid`."""
         columns = {"tissue_fraction": self.store.group(f"tiles/{grid}")["tissue_fraction"][:]}
@@ -107,7 +118,8 @@ def write_exports(
 
 
 def _needs(store: SlideStore) -> list[str]:
-    return [name for name in store.stages() if not name.startswith("export/")]
+    """What run exports show; answers to prompts have exports of their own."""
+    return [name for name in store.stages() if not name.startswith(("export/", "prompts/"))]
 
 
 def export_geojson(stored: StoredSlide) -> list[Path]:
@@ -157,7 +169,8 @@ def _nucleus_columns(group: Any, model: str) -> PolygonColumns:
 
 
 def export_trident(stored: StoredSlide) -> list[Path]:
-    """`h5/<20x_256px_0px_overlap>/{patches,features_<encoder>}/`, as TRIDENT lays a job out."""
+    """`h5/<20x_256px_0px_overlap>/{patches,features_<encoder>,slide_features_<slide encoder>}/`,
+    as TRIDENT lays a job out."""
     paths = []
     for grid in stored.grids():
         tiles = stored.tile_table(grid)
@@ -168,6 +181,10 @@ def export_trident(stored: StoredSlide) -> list[Path]:
         for encoder, features in stored.features(grid).items():
             path = folder / f"features_{encoder}" / f"{stored.slide_id}.h5"
             write_trident_features(path, tiles, features, encoder)
+            paths.append(path)
+        for name, embedding in stored.slide_embeddings(grid).items():
+            path = folder / f"slide_features_{name}" / f"{stored.slide_id}.h5"
+            write_trident_slide(path, tiles, embedding[:], name)
             paths.append(path)
     return paths
 

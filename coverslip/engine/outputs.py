@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 """Tiles per durable block: what a crash can cost."""
+LEAST_BATCH = 64
+"""Tiles handed to an encoder at once where its memory decides."""
+CHECKED = 16
+"""Tiles on which half precision is compared with float32, once per slide."""
+LEAST_COSINE = 0.999
+"""What half precision must keep of every embedding's direction."""
 
 
 class Output(ABC):
@@ -162,13 +168,15 @@ class FeatureOutput(Output):
         clock: Clock,
     ) -> None:
         self.windows, self._clock, self._writer = windows, clock, writer
-        self._encoder, self._batch, self._normalizer = encoder, batch, normalizer
+        self._encoder, self._normalizer = encoder, normalizer
+        self._batch = batch or max(encoder.at_once, LEAST_BATCH)
+        self._cosine = 1.0
         self.uses_all_processors = encoder.device.type == "cpu"
         total = len(windows.origins)
         writer.create_array("features", (total, encoder.dim), "float32", rows_per_block=BLOCK)
         self._rows = TileRows(writer, total)
         self._total = total
-        self.start = self._next = self._rows.start
+        self.start = self._next = self._first = self._rows.start
         self._waiting: list[npt.NDArray[np.uint8]] = []
         self._held = 0
 
@@ -187,13 +195,31 @@ class FeatureOutput(Output):
         tiles = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
         with self._clock(f"encoding {self._encoder.name}"):
             features = self._encoder.encode(tiles[:count], self._normalizer)
+            if count and self._next == self._first:  # half precision is checked on real tissue
+                checked = self._recoloured(tiles[: min(count, CHECKED)])
+                self._cosine = self._encoder.half_precision_cosine(checked)
         self._rows.add({"features": features})
         self._next += count
         self._held -= count
         self._waiting = [tiles[count:]] if self._held else []
 
+    def _recoloured(self, tiles: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return self._normalizer(tiles) if self._normalizer else tiles
+
+    def remarks(self) -> list[str]:
+        """What a person should know of how the embeddings were made."""
+        if self._cosine >= LEAST_COSINE:
+            return []
+        return [
+            f"{self._encoder.name} in {self._encoder.precision} strays from float32: cosine "
+            f"{self._cosine:.4f} where {LEAST_COSINE} is wanted; --precision float32 is exact"
+        ]
+
     def finish(self) -> None:
-        self._writer.finish({"dim": self._encoder.dim})
+        columns = self._encoder.spec.columns
+        self._writer.finish(
+            {"dim": self._encoder.dim, **({"columns": list(columns)} if columns else {})}
+        )
 
 
 class SampleOutput(Output):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from coverslip.engine.clock import Clock
 from coverslip.engine.nucleus_output import NucleusOutput, nucleus_parameters
@@ -18,6 +20,7 @@ from coverslip.engine.outputs import (
 )
 from coverslip.engine.result import SlideResult
 from coverslip.engine.survey import Survey
+from coverslip.errors import RecipeMismatch, printable
 from coverslip.tiling.store import SlideStore
 from coverslip.tiling.stream import StreamCounters, stream_windows
 from coverslip.wsi.slide import Slide
@@ -59,6 +62,8 @@ def run_pixel_pass(
             for output in outputs:
                 with clock("finishing"):
                     output.finish()
+                if isinstance(output, FeatureOutput):
+                    result.flags += output.remarks()
     if context.config.nuclei:
         result.nuclei = store.group(f"nuclei/{context.config.nuclei}")["centroid"].shape[0]
     return any(not isinstance(output, SampleOutput) for output in outputs)
@@ -107,14 +112,17 @@ def _tile_outputs(
         outputs.append(PixelOutput(windows, stage, config.pixels, normalizer, clock))
     for encoder in context.encoders:
         name = f"features/{encoder.name}@{grid.name}"
-        recipe = {
+        recipe: dict[str, Any] = {
             "recipe": encoder.recipe,
             "weights_sha256": encoder.weights_sha256,
-            "batch": config.batch,
             "on_bad_tile": config.on_bad_tile,
             "stain": stain,
         }
+        if config.precision != "auto":
+            recipe["precision"] = encoder.precision
         if wanted(name, recipe):
+            if not config.replace_features:
+                require_same_recipe(store, name, recipe)
             stage = stages.enter_context(store.stage(name, recipe, needs=[tiles]))
             outputs.append(FeatureOutput(windows, stage, encoder, config.batch, normalizer, clock))
     if not (config.quality or config.encoder or config.pixels != "none"):
@@ -125,6 +133,26 @@ def _tile_outputs(
     if samples.start < len(windows.origins):
         outputs.append(samples)
     return outputs
+
+
+def require_same_recipe(store: SlideStore, name: str, wanted: Mapping[str, Any]) -> None:
+    """Raises RecipeMismatch where the store holds features that another recipe, or other weights
+    under the same name, made: they are somebody's result, and never replaced unasked."""
+    if name not in store.stages(name):
+        return
+    held = store.record(name).parameters
+    if held["weights_sha256"] != wanted["weights_sha256"]:
+        which = f"weights {held['weights_sha256'][:12]}, not {wanted['weights_sha256'][:12]}"
+    else:
+        old, new = (orjson.loads(orjson.dumps(p["recipe"])) for p in (held, wanted))
+        changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        if not changed:
+            return
+        which = "; ".join(f"{k} {old.get(k)!r}, not {new.get(k)!r}" for k in changed)
+    raise RecipeMismatch(
+        f"{printable(str(store.path))}: {name} was made with {which}\n"
+        "  --replace-features embeds again; another output folder (-o) keeps both"
+    )
 
 
 def _nucleus_output(

@@ -10,6 +10,7 @@ import numpy as np
 
 from coverslip.engine.config import RunConfig
 from coverslip.engine.opening import open_for_run
+from coverslip.engine.sharing import devices_of
 from coverslip.engine.survey import survey
 from coverslip.errors import CoverslipError
 from coverslip.tiling.assembly import source_for
@@ -94,12 +95,12 @@ def encoder_rate(config: RunConfig) -> float:
     """Tiles per second of the configured encoders together, timed on one batch; inf for none."""
     if not config.encoder:
         return float("inf")
-    from coverslip.encoders.encoder import load_encoder
+    from coverslip.encoders.loading import load_encoder
 
-    tiles = np.full((min(config.batch, 32), config.tile, config.tile, 3), 200, np.uint8)
-    seconds = 0.0
+    tiles = np.full((min(config.batch or 32, 32), config.tile, config.tile, 3), 200, np.uint8)
+    seconds, device = 0.0, devices_of(config.device)[0]
     for name in config.encoder:
-        encoder = load_encoder(name, weights=config.weights or None, device=config.device)
+        encoder = load_encoder(name, weights=config.weights or None, device=device)
         encoder.encode(tiles)
         started = time.perf_counter()
         encoder.encode(tiles)

@@ -16,6 +16,7 @@ from coverslip.engine.journal import Journal
 from coverslip.engine.opening import open_for_run
 from coverslip.engine.pixel_pass import run_pixel_pass
 from coverslip.engine.result import SlideResult
+from coverslip.engine.slide_stage import embed_slide
 from coverslip.engine.stain_stage import stain_normalizer, target_profile
 from coverslip.engine.survey import Survey, grid_for, region_for
 from coverslip.tiling.lock import lock
@@ -31,6 +32,7 @@ from coverslip.wsi.slide import Slide
 
 if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder
+    from coverslip.encoders.slide_encoder import SlideEncoder
     from coverslip.kernels.stain_profile import StainProfile
 
 Observer = Callable[[str, str, int, int], None]
@@ -39,22 +41,48 @@ Observer = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all slides of a run share: where to write, whom to tell, and the loaded encoders."""
+    """What all slides of a run share: where to write, whom to tell, and the loaded encoders.
+
+    threads, device   of this process, where several share the run
+    """
 
     output: Path
     config: RunConfig
     journal: Journal
     threads: int
+    device: str = "auto"
     observer: Observer = field(default=lambda slide, stage, done, total: None)
 
     @cached_property
     def encoders(self) -> list[Encoder]:
         """The configured encoders, loaded once, when the first slide needs them."""
-        from coverslip.encoders.encoder import load_encoder
+        from coverslip.encoders.loading import load_encoder
 
         return [
-            load_encoder(name, weights=self.config.weights or None, device=self.config.device)
+            load_encoder(
+                name,
+                weights=self.config.weights or None,
+                device=self.device,
+                precision=self.config.precision,
+                compiled=self.config.compile,
+                trust_remote_code=self.config.trust_remote_code,
+            )
             for name in self.config.encoder
+        ]
+
+    @cached_property
+    def slide_encoders(self) -> list[SlideEncoder]:
+        """The configured slide encoders, loaded once."""
+        from coverslip.encoders.slide_encoder import load_slide_encoder
+
+        return [
+            load_slide_encoder(
+                name,
+                weights=self.config.slide_weights or None,
+                device=self.device,
+                trust_remote_code=self.config.trust_remote_code,
+            )
+            for name in self.config.slide_encoder
         ]
 
     @cached_property
@@ -99,6 +127,7 @@ def _run_stages(
     _draw_overview(slide, survey, context, clock, result)
     normalizer = stain_normalizer(slide, store, survey.tissue, context, clock, result)
     changed = run_pixel_pass(slide, store, survey, context, clock, result, normalizer)
+    changed |= embed_slide(store, survey.grid, context, clock)
     _flag_quality(store, survey, result)
     changed |= _keep_image(slide, store, context, clock, result)
     changed |= write_exports(store, context, clock, result)

@@ -17,6 +17,8 @@ from coverslip.engine.process import Observer, RunContext, process_slide
 from coverslip.engine.processors import available_processors
 from coverslip.engine.report import write_report
 from coverslip.engine.result import SlideResult
+from coverslip.engine.sharing import devices_of, share_slides
+from coverslip.engine.slide_stage import check_slide_encoders
 from coverslip.errors import CoverslipError, StoreError
 from coverslip.kernels.warm_up import KernelFamily, warm_up
 from coverslip.wsi.opening import slide_name, slide_paths
@@ -60,28 +62,45 @@ class Run:
         on_result   called after each slide
         debug       let unexpected exceptions (bugs) propagate
 
-        Raises StoreError where the output folder cannot be written at all.
+        Raises StoreError where the output folder cannot be written at all; InvalidConfig where a
+        slide encoder does not fit the tiles.
         """
+        check_slide_encoders(self.config)
         _make_writable(self.output)
         with Journal(self.output / "journal.jsonl") as journal:
-            context = RunContext(
-                output=self.output,
-                config=self.config,
-                journal=journal,
-                threads=self.config.threads or available_processors(),
-                observer=observer or _silent,
-            )
             journal.write("run", slides=len(self.slides), config=dataclasses.asdict(self.config))
-            _warm_kernels(self.config)
-            results = []
-            for path, slide_id in self.slides:
-                result = _process_or_explain(path, slide_id, context, debug)
-                results.append(result)
+            devices = devices_of(self.config.device)
+            done: dict[str, SlideResult] = {}
+
+            def finished(result: SlideResult) -> None:
+                done[result.slide] = result
                 if on_result is not None:
                     on_result(result)
+
+            if len(devices) > 1:
+                share_slides(self, devices, journal, observer or _silent, finished)
+            else:
+                context = self.context(journal, devices[0], observer=observer or _silent)
+                for path, slide_id in self.slides:
+                    finished(process_or_explain(path, slide_id, context, debug))
+            results = [done[slide_id] for _, slide_id in self.slides]
             write_report(self.output, results, settings_as_toml(self.config))
             journal.write("run ended", counts=Counter(r.status for r in results))
         return results
+
+    def context(
+        self, journal: Journal, device: str, *, observer: Observer, sharing: int = 1
+    ) -> RunContext:
+        """What a process works with that shares the machine with `sharing` - 1 others."""
+        _warm_kernels(self.config)
+        return RunContext(
+            output=self.output,
+            config=self.config,
+            journal=journal,
+            threads=self.config.threads or max(1, available_processors() // sharing),
+            device=device,
+            observer=observer,
+        )
 
 
 def _warm_kernels(config: RunConfig) -> None:
@@ -92,7 +111,8 @@ def _warm_kernels(config: RunConfig) -> None:
     warm_up(families)
 
 
-def _process_or_explain(path: str, slide_id: str, context: RunContext, debug: bool) -> SlideResult:
+def process_or_explain(path: str, slide_id: str, context: RunContext, debug: bool) -> SlideResult:
+    """One slide's row, whatever happens to it; bugs propagate where `debug`."""
     context.journal.write("slide", slide=slide_id, file=Path(path).name)
     try:
         result = process_slide(path, slide_id, context)

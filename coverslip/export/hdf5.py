@@ -117,6 +117,18 @@ def write_trident_features(
     _write(path, content, {})
 
 
+def write_trident_slide(
+    path: str | PathLike[str], tiles: TileTable, embedding: npt.NDArray[np.float32], encoder: str
+) -> None:
+    """`slide_features_<encoder>/<slide>.h5`: features float32 [D] and the tiles' coords."""
+    marks = {"name": tiles.slide, "savetodir": "None", "encoder": encoder}
+    content: Datasets = {
+        "features": (embedding.astype(np.float32), marks),
+        "coords": (tiles.corners, _trident_attributes(tiles)),
+    }
+    _write(path, content, {})
+
+
 def write_clam_coords(path: str | PathLike[str], tiles: TileTable) -> None:
     """CLAM's `patches/<slide>.h5`: coords with the attributes `create_patches_fp.py` writes."""
     attributes = {

@@ -6,7 +6,9 @@
   tiles/<grid>/                boxes int32 [N, 4] x, y, w, h level-0 px; tissue_fraction float32 [N]
   quality/<grid>/              focus, pen, brightness float32 [N]; damaged bool [N]
   pixels/<grid>/               pixels uint8 [N, T, T, 3], sharded; JPEG or lossless
-  features/<encoder>@<grid>/   features float32 [N, D]; attrs: the encoder's recipe
+  features/<encoder>@<grid>/   features float32 [N, D]; attrs: dim, columns where they have names
+  prompts/<set>.<encoder>@<grid>/   probabilities, similarity float32 [N, C]; attrs: classes
+  slide/<slide encoder>@<encoder>@<grid>/   embedding float32 [D]
   nuclei/<model>/              centroid float64 [M, 2], polygon_offset int64 [M + 1],
                                polygon float32 [V, 2], class_id uint8 [M], probability ..., measures
   image/                       OME-NGFF 0.5 pyramid

@@ -1,0 +1,1 @@
+"""Many slides at once: search over the stores of an output folder."""

@@ -1,0 +1,155 @@
+"""Pictures for what a search found: from pixels that stores keep, or from the slides themselves.
+
+A store does not know where its slide lies. Whoever wants pictures says where slides are, and they
+are matched by name and fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from coverslip.cohort.search_index import CohortIndex
+from coverslip.errors import InvalidConfig, SlideError
+from coverslip.tiling.grid import TileGrid
+from coverslip.tiling.reading import read_window, thumbnail
+from coverslip.tiling.store import SlideStore
+from coverslip.tiling.stream import stream_windows
+from coverslip.tiling.windows import Windows
+from coverslip.wsi.fingerprint import fingerprint
+from coverslip.wsi.naming import slide_name
+from coverslip.wsi.opening import open_slide, slide_paths
+from coverslip.wsi.slide import RGB, Box, Slide
+
+COLOUR_SIDE = 4
+"""Px that a tile is read at when only its mean colour is wanted."""
+
+
+class SlidePictures:
+    """Reads tiles and overviews; to be closed.
+
+    inputs   slides, and folders that are looked through, for what stores do not keep
+    notes    why pictures are missing; grows as they are asked for
+    """
+
+    def __init__(self, cohort: CohortIndex, inputs: Sequence[str]) -> None:
+        self._cohort = cohort
+        self._paths = slide_paths(inputs, recursive=True) if inputs else []
+        self._fingerprints: dict[str, str] = {}
+        self._slides: dict[str, Slide | None] = {}
+        self._open = ExitStack()
+        self.notes: list[str] = []
+
+    def region(self, slide: str, box: Box, most: int) -> RGB | None:
+        """A box of level-0 px at the grid's pixel size, its sides at most `most` px; None, with a
+        note, where nothing here has its pixels."""
+        kept = self._kept_tile(slide, box)
+        if kept is not None:
+            return shrunk(kept, most)
+        opened = self._slide(slide)
+        if opened is None:
+            return None
+        x_scale, y_scale = self._cohort.tiles(slide).scale
+        width, height = box.w / x_scale, box.h / y_scale
+        smaller = max(1.0, max(width, height) / most)
+        size = (max(1, round(width / smaller)), max(1, round(height / smaller)))
+        scale = (box.w / size[0], box.h / size[1])
+        return read_window(opened, (box.x, box.y), size, scale, on_bad_tile="blank")
+
+    def overview(self, slide: str, most: int) -> RGB | None:
+        """The whole slide, its longer side `most` px; None, with a note, where it is not here."""
+        opened = self._slide(slide)
+        return None if opened is None else thumbnail(opened, most)
+
+    def mean_colours(self, slide: str, grid: TileGrid) -> npt.NDArray[np.float32]:
+        """float32 [N, 3] mean RGB of a slide's tiles. Raises InvalidConfig where nothing here has
+        their pixels."""
+        store, name = self._cohort.store(slide), f"pixels/{self._cohort.grid}"
+        colours = np.empty((len(grid), 3), np.float32)
+        if name in store.stages("pixels/"):
+            pixels = store.group(name)["pixels"]
+            for i in range(0, len(grid), 64):
+                colours[i : i + 64] = pixels[i : i + 64].mean(axis=(1, 2))
+            return colours
+        opened = self._slide(slide)
+        if opened is None:
+            raise InvalidConfig(
+                f"{self.notes[-1]}\n  mosaics by colour need the pixels: name the slides with "
+                "--slides, or choose by embeddings: --mosaic embedding"
+            )
+        factor = grid.tile / COLOUR_SIDE
+        scale = (grid.scale[0] * factor, grid.scale[1] * factor)
+        windows = Windows(grid.windows().origins, (COLOUR_SIDE, COLOUR_SIDE), scale)
+        for batch in stream_windows(opened, [windows], batch=256, on_bad_tile="blank"):
+            colours[batch.index] = batch.pixels.mean(axis=(1, 2))
+        return colours
+
+    def _kept_tile(self, slide: str, box: Box) -> RGB | None:
+        store, name = self._cohort.store(slide), f"pixels/{self._cohort.grid}"
+        if name not in store.stages("pixels/"):
+            return None
+        boxes = self._cohort.tiles(slide).boxes
+        found = np.flatnonzero((boxes == (box.x, box.y, box.w, box.h)).all(axis=1))
+        return np.asarray(store.group(name)["pixels"][int(found[0])]) if len(found) else None
+
+    def _slide(self, slide: str) -> Slide | None:
+        """The slide's file, opened once; None, with a note, where it is not here."""
+        if slide not in self._slides:
+            self._slides[slide] = self._opened(slide)
+        return self._slides[slide]
+
+    def _opened(self, slide: str) -> Slide | None:
+        store = self._cohort.store(slide)
+        path = self._matching_file(store)
+        if path is None:
+            where = "among --slides" if self._paths else "(say where with --slides FOLDER)"
+            self.notes.append(f"no picture of {slide}: its slide is not {where}")
+            return None
+        colour = store.slide.get("colour", "as stored") != "as stored"
+        x, y = store.slide["mpp"]
+        try:
+            opened = open_slide(path, mpp=(x, y), icc=colour, cross_check=False)
+        except SlideError as error:
+            self.notes.append(f"no picture of {slide}: {error.problem}")
+            return None
+        return self._open.enter_context(opened)
+
+    def _matching_file(self, store: SlideStore) -> str | None:
+        """The path of the slide that a store was made of: the file of its name, if its fingerprint
+        is the store's; else any with that fingerprint."""
+        name, wanted = str(store.slide["name"]).casefold(), store.slide["fingerprint"]
+        for path in sorted(self._paths, key=lambda path: slide_name(path).casefold() != name):
+            if path not in self._fingerprints:
+                self._fingerprints[path] = fingerprint(path)
+            # a URL has no fingerprint, and goes by its name alone
+            same_name = slide_name(path).casefold() == name
+            if self._fingerprints[path] == wanted and (wanted or same_name):
+                return path
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+
+def shrunk(picture: RGB, most: int) -> RGB:
+    """The picture, its sides at most `most` px."""
+    from PIL import Image
+
+    if max(picture.shape[:2]) <= most:
+        return picture
+    image = Image.fromarray(picture)
+    image.thumbnail((most, most))
+    return np.asarray(image)

@@ -1,0 +1,1 @@
+"""Networks of published encoders that no library we use builds."""

@@ -1,0 +1,161 @@
+"""Several processes on one machine share a run: one per device, a slide at a time.
+
+The parent hands out slides one by one and keeps the progress and the results; a process that dies
+(out of memory, a crash in a driver) costs its slide's row, and another takes its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import re
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coverslip.engine.journal import Journal
+from coverslip.engine.result import SlideResult
+from coverslip.errors import InvalidConfig
+
+if TYPE_CHECKING:
+    from coverslip.engine.process import Observer
+    from coverslip.engine.run import Run
+
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
+OBSERVED = 0.2
+"""Seconds between two words of progress from a process."""
+
+
+def devices_of(text: str) -> list[str]:
+    """ "auto", "cpu", "cuda:1", several by comma, or "all" GPUs. Raises InvalidConfig."""
+    if text == "all":
+        import torch
+
+        if not torch.cuda.device_count():
+            raise InvalidConfig("device all: torch sees no GPU; coverslip doctor says what it sees")
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if not DEVICE.fullmatch(name):
+            raise InvalidConfig(f"device: auto, cpu, cuda, cuda:1, several by comma; got {name!r}")
+    return names
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A process, the slide it has in hand, and the line to it."""
+
+    device: str
+    process: BaseProcess
+    line: Connection
+    slide: tuple[str, str] | None = None
+
+
+def share_slides(
+    run: Run,
+    devices: Sequence[str],
+    journal: Journal,
+    observer: Observer,
+    on_result: Callable[[SlideResult], None],
+) -> None:
+    """Process all slides of a run, one process per device; results come as they are ready."""
+    waiting = deque(run.slides)
+    workers = [_begun(run, device, len(devices)) for device in devices[: len(waiting)]]
+    try:
+        while workers:
+            for worker in workers:
+                if worker.slide is None and waiting:
+                    worker.slide = waiting.popleft()
+                    with contextlib.suppress(OSError):  # it has died: seen below
+                        worker.line.send(worker.slide)
+            idle = [worker for worker in workers if worker.slide is None]
+            for worker in idle:  # nothing is left for it
+                workers.remove(worker)
+                _ended(worker)
+            ready = wait([worker.line for worker in workers]) if workers else []
+            for worker in [w for w in workers if w.line in ready]:
+                try:
+                    message = worker.line.recv()
+                except (EOFError, OSError):
+                    workers.remove(worker)
+                    on_result(_died(worker, journal))
+                    if waiting:
+                        workers.append(_begun(run, worker.device, len(devices)))
+                    continue
+                if isinstance(message, SlideResult):
+                    worker.slide = None
+                    on_result(message)
+                else:
+                    observer(*message)
+    finally:
+        for worker in workers:
+            _ended(worker)
+
+
+def _begun(run: Run, device: str, sharing: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    ours, theirs = context.Pipe()
+    process = context.Process(
+        target=_work, args=(run, device, sharing, theirs), name=f"coverslip {device}", daemon=True
+    )
+    process.start()
+    theirs.close()
+    return _Worker(device, process, ours)
+
+
+def _ended(worker: _Worker) -> None:
+    """Hang up; the process ends behind the slide it has in hand, or is made to."""
+    if worker.slide is not None:
+        worker.process.terminate()
+    worker.line.close()
+    worker.process.join()
+
+
+def _died(worker: _Worker, journal: Journal) -> SlideResult:
+    worker.process.join()
+    assert worker.slide is not None  # a process without a slide is not listened to
+    path, slide_id = worker.slide
+    code = worker.process.exitcode or 0
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    reason = (
+        f"{Path(path).name}: the process that worked on it on {worker.device} died ({how})\n"
+        "  where the system ran out of memory, use fewer devices at once; what was finished is "
+        "kept, and the next run goes on from there"
+    )
+    journal.write("process died", slide=slide_id, device=worker.device, how=how)
+    return SlideResult(slide_id, Path(path).name, status="failed", reason=reason)
+
+
+def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
+    """What a process does: slides come down the line, progress and results go up."""
+    import time
+
+    from coverslip.engine.run import process_or_explain
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    said = 0.0
+
+    def observe(slide: str, stage: str, done: int, total: int) -> None:
+        nonlocal said
+        if done == total or time.monotonic() - said > OBSERVED:
+            said = time.monotonic()
+            line.send((slide, stage, done, total))
+
+    with Journal(run.output / "journal.jsonl") as journal, contextlib.suppress(EOFError):
+        context = run.context(journal, device, observer=observe, sharing=sharing)
+        _limit_threads(context.threads)
+        while True:
+            path, slide_id = line.recv()
+            line.send(process_or_explain(path, slide_id, context, debug=False))
+
+
+def _limit_threads(count: int) -> None:
+    """torch's own threads, too, are this process's share."""
+    import torch
+
+    torch.set_num_threads(count)
