@@ -455,7 +455,8 @@ def small(kind: str) -> SlideEncoderSpec:
     organ = {"organ": 13} if kind == "chief_prompted" else {}
     return register_slide_encoder(
         SlideEncoderSpec(
-            f"small-{kind}", "uni", f"coverslip.encoders.networks.{architecture}", arguments | own | organ,
+            f"small-{kind}", "uni", f"coverslip.encoders.networks.{architecture}",
+            arguments | own | organ,
             input_dim=dim, weights="",
             key_mapping=f"coverslip.encoders.checkpoints.slide_keys:{kind}",
         )

@@ -213,8 +213,8 @@ def test_another_recipe_is_named(two: Path) -> None:
     held = store.record(name).parameters
     require_same_recipe(store, name, held)
     require_same_recipe(store, "features/absent", held)
-    other = {**held, "recipe": {**held["recipe"], "interpolation": "bicubic"}}
-    with pytest.raises(RecipeMismatch, match="interpolation 'bilinear', not 'bicubic'"):
+    other = {**held, "recipe": {**held["recipe"], "interpolation": "linear"}}
+    with pytest.raises(RecipeMismatch, match="interpolation default, not linear"):
         require_same_recipe(store, name, other)
 
 

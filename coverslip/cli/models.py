@@ -68,7 +68,8 @@ def _list(pattern: str, as_json: bool) -> None:
     """Tile encoders, and below them slide encoders."""
     specs, slides = _matching(pattern)
     if as_json:
-        print(json.dumps([_described(spec) for spec in [*specs, *slides]]))
+        described = [*map(_described, specs), *map(_described, slides)]
+        print(json.dumps(described))
         return
     rows = [
         (

@@ -148,7 +148,9 @@ def require_same_recipe(store: SlideStore, name: str, wanted: Mapping[str, Any])
         changed = [k for k in {**old, **new} if old.get(k) != new.get(k)]
         if not changed:
             return
-        which = "; ".join(f"{k} {old.get(k)!r}, not {new.get(k)!r}" for k in changed)
+        which = "; ".join(
+            f"{k} {old.get(k, 'default')}, not {new.get(k, 'default')}" for k in changed
+        )
     raise RecipeMismatch(
         f"{printable(str(store.path))}: {name} was made with {which}\n"
         "  --replace-features embeds again; another output folder (-o) keeps both"
