@@ -27,6 +27,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/encoders.py
 	$(BIN)/python benchmarks/geojson.py
 	$(BIN)/python benchmarks/nuclei.py
+	$(BIN)/python benchmarks/search.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -229,6 +229,35 @@ def test_a_slide_encoder_wants_its_own_tiles(tmp_path: Path, small_slide: Path) 
         RunConfig(encoder=(), slide_encoder=("mean",))
 
 
+def test_an_artefact_model_gives_a_table_with_names_and_flags(
+    small_slide: Path, tmp_path: Path
+) -> None:
+    """With weights that find folds everywhere: the last layer's bias says so."""
+    from coverslip.encoders.networks.artefacts import unet
+    from coverslip.encoders.registry import encoder_spec
+
+    torch.manual_seed(0)
+    state = unet(8).state_dict()
+    columns = encoder_spec("grandqc-mpp1").columns
+    last = list(state)[-1]
+    assert state[last].shape == (8,)
+    state[last][columns.index("fold")] = 1e6
+    torch.save(state, tmp_path / "grandqc-mpp1.pth")
+    config = RunConfig(
+        encoder=("grandqc-mpp1",), weights=str(tmp_path), mpp=2.0, tile=512, quality=False,
+        device="cpu",
+    )  # fmt: skip
+    (result,) = Run.over([small_slide], tmp_path / "out", config).execute(debug=True)
+    group = SlideStore.open(tmp_path / "out" / "CMU-1-Small-Region.zarr").group(
+        "features/grandqc-mpp1@512px_2mpp"
+    )
+    assert tuple(group.attrs["columns"]) == columns
+    shares = group["features"][:]
+    np.testing.assert_allclose(shares.sum(axis=1), 1, atol=1e-6)
+    assert (shares[:, columns.index("fold")] == 1).all()
+    assert "fold on 100% of the tiles' area, by grandqc-mpp1" in result.flags
+
+
 @pytest.mark.slow
 def test_processes_that_share_a_run_leave_what_one_leaves(
     two: Path, jpeg_slide: Path, small_slide: Path, tmp_path: Path

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from coverslip.encoders.slide_encoder import SlideEncoder
     from coverslip.kernels.stain_profile import StainProfile
 
+SOUND = {"tissue", "background", "unlabelled"}
+"""Classes of artefact models that are none."""
+
 Observer = Callable[[str, str, int, int], None]
 """Called with (slide id, stage, done, total) as work goes on."""
 
@@ -129,6 +132,7 @@ def _run_stages(
     changed = run_pixel_pass(slide, store, survey, context, clock, result, normalizer)
     changed |= embed_slide(store, survey.grid, context, clock)
     _flag_quality(store, survey, result)
+    _flag_artefacts(store, survey, context, result)
     changed |= _keep_image(slide, store, context, clock, result)
     changed |= write_exports(store, context, clock, result)
     if survey.tissue.is_empty or not len(survey.grid.boxes):
@@ -210,6 +214,23 @@ def _flag_quality(store: SlideStore, survey: Survey, result: SlideResult) -> Non
             result.flags.append(f"{share:.0%} of the tiles look {what}")
     if survey.tissue.pen > 0.01:
         result.flags.append(f"pen marks cover {survey.tissue.pen:.0%} of the slide; left out")
+
+
+def _flag_artefacts(
+    store: SlideStore, survey: Survey, context: RunContext, result: SlideResult
+) -> None:
+    """What an artefact model among the encoders found on more than a twentieth of the tiles."""
+    if not len(survey.grid.boxes):
+        return
+    for encoder in context.encoders:
+        if encoder.spec.pooling != "class-shares":
+            continue
+        shares = store.group(f"features/{encoder.name}@{survey.grid.name}")["features"][:]
+        result.flags += [
+            f"{name} on {share:.0%} of the tiles' area, by {encoder.name}"
+            for name, share in zip(encoder.spec.columns, shares.mean(axis=0), strict=True)
+            if name not in SOUND and share > 0.05
+        ]
 
 
 def _draw_overview(
