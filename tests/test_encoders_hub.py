@@ -20,6 +20,7 @@ from coverslip.encoders.checkpoints.hub import check_published, fetch_weights, l
 from coverslip.encoders.checkpoints.weights import file_sha256, read_weights, with_updates
 from coverslip.encoders.loading import _network, load_encoder
 from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec, register
+from coverslip.encoders.slide_registry import slide_encoder_names
 from coverslip.errors import MissingWeights
 
 State = dict[str, Tensor]
@@ -329,7 +330,7 @@ def test_lists_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["models", "list", *pattern, "--json"]) == 0
         return [row["name"] for row in json.loads(capsys.readouterr().out)]
 
-    assert listed() == encoder_names()
+    assert listed() == [*encoder_names(), *slide_encoder_names()]
     assert listed("virchow") == ["virchow", "virchow-cls", "virchow2", "virchow2-cls"]
     assert listed("dinov3-*") == [f"dinov3-{size}" for size in ("7b", "base", "large", "small")]
     assert listed("BIOPTIMUS") == ["h-optimus-0", "h-optimus-1", "h0-mini", "h0-mini-cls-mean"]

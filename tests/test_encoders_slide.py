@@ -497,13 +497,16 @@ def encoder(request: pytest.FixtureRequest, tmp_path: Path) -> SlideEncoder:
 
 
 def test_every_recipe_is_documented() -> None:
-    assert {n for n, spec in RECIPES.items() if not spec.remote} == {*DOCUMENTED, *POOLS}
+    assert {n for n, spec in RECIPES.items() if spec.weights != "remote-code"} == {
+        *DOCUMENTED,
+        *POOLS,
+    }
     assert RECIPES.keys() <= set(slide_encoder_names())
     assert len({spec.recipe_hash() for spec in RECIPES.values()}) == len(RECIPES)
     for spec in RECIPES.values():
         assert spec.licence
         assert spec.weights == "none" or (spec.tile_encoder and spec.mpp and spec.tile_px)
-        assert bool(spec.hub) is (spec.weights == "hub")
+        assert bool(spec.hub) is (spec.weights in ("hub", "remote-code"))
         assert replace(spec, licence="other").recipe_hash() == spec.recipe_hash()
 
 
@@ -966,7 +969,7 @@ def test_code_of_the_hub_runs_only_where_asked_for(
     name: str, repository: Callable[[SlideEncoderSpec], tuple[Path, Tensor]], tmp_path: Path
 ) -> None:
     spec = slide_encoder_spec(name)
-    assert spec.remote
+    assert spec.weights == "remote-code"
     folder, weight = repository(spec)
     for weights in (None, folder, "random"):
         with pytest.raises(MissingWeights, match=rf"(?s){spec.hub}.*trust_remote_code=True"):

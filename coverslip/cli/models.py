@@ -179,12 +179,8 @@ def _source(spec: EncoderSpec | SlideEncoderSpec) -> str:
 def _access(spec: EncoderSpec | SlideEncoderSpec) -> str:
     """What stands between the user and the weights."""
     steps = ["ask for access"] if spec.gated else []
-    if isinstance(spec, SlideEncoderSpec):
-        code, file = spec.remote, spec.files[0]
-    else:
-        code, file = spec.weights == "remote-code", spec.file
-    if code:
+    if spec.weights == "remote-code":
         steps.append("runs its own code")
-    if not spec.weights and file:
-        steps.append(f"download {file}")
+    if not spec.weights and spec.file:
+        steps.append(f"download {spec.file}")
     return ", ".join(steps)

@@ -8,62 +8,23 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from coverslip.cli.terminal import print_table
 from coverslip.engine.result import SlideResult
 
 
-class RunProgress:
-    """A bar for the slides and one for each stage of the slide in hand, with rates."""
+class _Bars:
+    """Bars on standard error, with a text of figures between count and remaining time."""
 
-    def __init__(self, total: int, shown: bool = True) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not shown,
-        )
-        self._slides = self._progress.add_task("slides", total=total, rate="")
-        self._stages: dict[tuple[str, str], object] = {}
-
-    def observe(self, slide: str, stage: str, done: int, total: int) -> None:
-        """An engine's observer."""
-        key = (slide, stage)
-        if key not in self._stages:
-            self._stages[key] = self._progress.add_task(f"  {slide}: {stage}", total=total, rate="")
-        task = self._progress.tasks[self._progress.task_ids.index(self._stages[key])]  # type: ignore[arg-type]
-        rate = f"{task.speed:.0f}/s" if task.speed else ""
-        self._progress.update(task.id, completed=done, rate=rate)
-
-    def finished(self, result: SlideResult) -> None:
-        """One more slide is over."""
-        for key in [key for key in self._stages if key[0] == result.slide]:
-            self._progress.remove_task(self._stages.pop(key))  # type: ignore[arg-type]
-        self._progress.advance(self._slides)
-        if result.status == "failed":
-            self._progress.console.print(f"failed: {result.reason}", markup=False, highlight=False)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-
-class TrainingProgress:
-    """A bar over the steps of a training, with its loss and tiles per second."""
-
-    def __init__(self, total: int, shown: bool = True) -> None:
+    def __init__(self, shown: bool) -> None:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -73,12 +34,6 @@ class TrainingProgress:
             console=Console(stderr=True),
             disable=not shown,
         )
-        self._task = self._progress.add_task("training", total=total, figures="")
-
-    def observe(self, done: int, total: int, row: Mapping[str, float]) -> None:
-        """A training's observer."""
-        figures = f"loss {row['loss']:.3f}  {row['tiles_per_second']:.0f} tiles/s"
-        self._progress.update(self._task, completed=done, total=total, figures=figures)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -91,6 +46,46 @@ class TrainingProgress:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+
+
+class RunProgress(_Bars):
+    """A bar for the slides and one for each stage of the slide in hand, with rates."""
+
+    def __init__(self, total: int, shown: bool = True) -> None:
+        super().__init__(shown)
+        self._slides = self._progress.add_task("slides", total=total, figures="")
+        self._stages: dict[tuple[str, str], TaskID] = {}
+
+    def observe(self, slide: str, stage: str, done: int, total: int) -> None:
+        """An engine's observer."""
+        key = (slide, stage)
+        if key not in self._stages:
+            name = f"  {slide}: {stage}"
+            self._stages[key] = self._progress.add_task(name, total=total, figures="")
+        task = self._progress.tasks[self._progress.task_ids.index(self._stages[key])]
+        rate = f"{task.speed:.0f}/s" if task.speed else ""
+        self._progress.update(task.id, completed=done, figures=rate)
+
+    def finished(self, result: SlideResult) -> None:
+        """One more slide is over."""
+        for key in [key for key in self._stages if key[0] == result.slide]:
+            self._progress.remove_task(self._stages.pop(key))
+        self._progress.advance(self._slides)
+        if result.status == "failed":
+            self._progress.console.print(f"failed: {result.reason}", markup=False, highlight=False)
+
+
+class TrainingProgress(_Bars):
+    """A bar over the steps of a training, with its loss and tiles per second."""
+
+    def __init__(self, total: int, shown: bool = True) -> None:
+        super().__init__(shown)
+        self._task = self._progress.add_task("training", total=total, figures="")
+
+    def observe(self, done: int, total: int, row: Mapping[str, float]) -> None:
+        """A training's observer."""
+        figures = f"loss {row['loss']:.3f}  {row['tiles_per_second']:.0f} tiles/s"
+        self._progress.update(self._task, completed=done, total=total, figures=figures)
 
 
 def summary(results: Sequence[SlideResult], output: Path) -> None:

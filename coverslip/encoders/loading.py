@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from coverslip.encoders.checkpoints.hub import (
     not_given,
     without_hub,
 )
+from coverslip.encoders.checkpoints.weights import file_sha256, state_sha256
 from coverslip.encoders.encoder import Encoder, Precision
 from coverslip.encoders.recipes.image_text import open_clip_spec
 from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec
@@ -70,12 +70,12 @@ def _loaded(
         from coverslip.encoders.checkpoints.remote_code import remote_network
 
         remote = remote_network(spec, weights, trust_remote_code)
-        return remote, _state_sha256(remote)
+        return remote, state_sha256(remote)
     if weights is not None or spec.weights == "package" or spec.hub:
         path = _weights_file(spec, weights)
-        return _with_weights(spec, path, weights), _file_sha256(path)
+        return _with_weights(spec, path, weights), file_sha256(path)
     network = _from_timm(spec)
-    return network, _state_sha256(network)
+    return network, state_sha256(network)
 
 
 def _spec_of(name: str) -> EncoderSpec:
@@ -192,18 +192,3 @@ def _weights_file(spec: EncoderSpec, weights: str | Path | None) -> Path:
     if not spec.weights:
         raise without_hub(spec)
     return checkpoint_from_hub(spec)
-
-
-def _file_sha256(path: Path) -> str:
-    from coverslip.encoders.checkpoints.weights import file_sha256
-
-    return file_sha256(path)
-
-
-def _state_sha256(network: torch.nn.Module) -> str:
-    """sha256 over the tensors of weights that came from no single file."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

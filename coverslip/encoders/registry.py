@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import orjson
 
@@ -76,6 +76,8 @@ class EncoderSpec:
     parameters: float = 0.0
     licence: str = ""
     gated: bool = False
+    kind: ClassVar[str] = "encoder"
+    weights_flag: ClassVar[str] = "--weights"
 
     def recipe(self) -> dict[str, Any]:
         """JSON-able; two encoders with one recipe and the same weights embed alike."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.encoders.checkpoints.hub import checkpoint_from_hub, local_checkpoint, not_given
+from coverslip.encoders.checkpoints.weights import file_sha256, state_sha256
 from coverslip.encoders.slide_registry import SlideEncoderSpec, slide_encoder_spec
 from coverslip.errors import MissingPackage, MissingWeights, RecipeMismatch
 
@@ -169,17 +170,15 @@ def load_slide_encoder(
 
     spec = slide_encoder_spec(name)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if spec.remote:
+    if spec.weights == "remote-code":
         network = _remote(spec, weights, trust_remote_code)
-        return SlideEncoder(spec, network, _state_sha256(network), device)
+        return SlideEncoder(spec, network, state_sha256(network), device)
     if weights == "random":
         torch.manual_seed(seed)
         return SlideEncoder(spec, build(spec), f"random-{seed}", device)
     if spec.weights == "none":
         return SlideEncoder(spec, build(spec), "", device)
-    path = _weights_file(spec, weights) if weights is not None else _checkpoint_from_hub(spec)
-    from coverslip.encoders.checkpoints.weights import file_sha256
-
+    path = checkpoint_from_hub(spec) if weights is None else local_checkpoint(spec, weights)
     return SlideEncoder(spec, _with_weights(spec, path), file_sha256(path), device)
 
 
@@ -206,97 +205,22 @@ def _with_weights(spec: SlideEncoderSpec, path: Path) -> torch.nn.Module:
     return network
 
 
-def _weights_file(spec: SlideEncoderSpec, weights: str | Path) -> Path:
-    """The file itself, or `<name>.safetensors` or `<repository>/<file>` of a folder."""
-    path = Path(weights)
-    if not path.is_dir():
-        return path
-    names = [f"{spec.name}{suffix}" for suffix in (".safetensors", ".pth", ".bin")]
-    names += [f"{spec.hub}/{file}" for file in spec.files if spec.hub]
-    for name in names:
-        if (path / name).is_file():
-            return path / name
-    raise MissingWeights(f"{path}: holds no weights of {spec.name}; looked for {', '.join(names)}")
-
-
-def _checkpoint_from_hub(spec: SlideEncoderSpec) -> Path:
-    """From the hub, or its cache where it is there."""
-    from huggingface_hub import hf_hub_download
-
-    if not spec.weights:
-        raise MissingWeights(
-            f"slide encoder {spec.name}: its weights have to be downloaded by hand\n"
-            f"  then pass them: --slide-weights FILE, or a folder that holds {spec.name}.pth"
-        )
-    reasons = []
-    for file in spec.files:
-        try:
-            return Path(hf_hub_download(spec.hub, file, revision=spec.revision or None))
-        except Exception as error:  # the hub client raises a zoo of network errors
-            reasons.append(error)
-    raise _not_given(spec, reasons[0]) from reasons[0]
-
-
 def _remote(
     spec: SlideEncoderSpec, weights: str | Path | None, trust_remote_code: bool
 ) -> torch.nn.Module:
-    if not trust_remote_code:
-        raise MissingWeights(
-            f"slide encoder {spec.name}: its network is code in {spec.hub} at revision "
-            f"{spec.revision or 'main'}, which is not run unless asked\n"
-            "  read that code; then: --trust-remote-code (Python: trust_remote_code=True)"
-        )
+    from coverslip.encoders.checkpoints.remote_code import repository_in, require_trust
+
+    require_trust(spec, trust_remote_code)
     if weights == "random":
         raise MissingWeights(f"slide encoder {spec.name}: the hub's code comes with its weights")
-    source = spec.hub if weights is None else str(_repository_in(Path(weights), spec))
+    source = spec.hub if weights is None else str(repository_in(Path(weights), spec))
     try:
         return build(spec, source=source, revision=spec.revision)
     except MissingPackage:
         raise
     except Exception as error:  # the hub client and strangers' code raise anything
         if weights is None:
-            raise _not_given(spec, error) from error
+            raise not_given(spec, error) from error
         raise MissingWeights(
             f"{source}: cannot be loaded by its own code ({type(error).__name__}: {error})"
         ) from error
-
-
-def _repository_in(folder: Path, spec: SlideEncoderSpec) -> Path:
-    for candidate in (folder, folder / spec.hub):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise MissingWeights(
-        f"{folder}: holds no config.json of {spec.name}; looked in it and in {spec.hub}"
-    )
-
-
-def _not_given(spec: SlideEncoderSpec, reason: Exception) -> MissingWeights:
-    """What to do where the hub gave nothing."""
-    said = str(reason).strip().splitlines()
-    asked = (
-        f"  ask for access on the page of {spec.hub}, then: export HF_TOKEN=...\n"
-        if spec.gated
-        else ""
-    )
-    elsewhere = (
-        f"all files of {spec.hub} elsewhere and pass them: --slide-weights FOLDER, where "
-        f"FOLDER/{spec.hub} holds them"
-        if spec.remote
-        else f"{spec.files[0]} of {spec.hub} elsewhere and pass it: --slide-weights FILE, or a "
-        f"folder that holds {spec.name}.safetensors or {spec.hub}/{spec.files[0]}"
-    )
-    return MissingWeights(
-        f"slide encoder {spec.name}: no weights here, and the hub did not give them "
-        f"({said[0] if said else type(reason).__name__})\n{asked}  or download {elsewhere}"
-    )
-
-
-def _state_sha256(network: torch.nn.Module) -> str:
-    """sha256 over the tensors of weights that came from no single file."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

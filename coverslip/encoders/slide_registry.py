@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import orjson
 
@@ -22,11 +22,11 @@ class SlideEncoderSpec:
     dim             length of the slide's embedding; 0 where it is that of a tile's
     input_dim       length of a tile's embedding; 0 takes any
     mpp, tile_px    of the tiles: µm per pixel, and their side at that scale; 0 takes any
-    weights         "hub", "" for weights to be downloaded by hand, "none" for a network without
+    weights         "hub", "remote-code" (hub, with the network as code beside them), "" for weights
+                    to be downloaded by hand, "none" for a network without
     hub, revision   repository that holds them, and its commit; "" takes the newest
-    files           names of the checkpoint there, the first that is found
+    file            the checkpoint's name there; "" takes model.safetensors or pytorch_model.bin
     key_mapping     "package.module:function" that renames a checkpoint's keys to the network's
-    remote          the network is code of that repository, which runs only with the user's consent
     dtype           on a GPU, under autocast; on the CPU it is float32 always
     parameters      of the network, in millions; 0 where nobody counted
     licence, gated  of the weights
@@ -40,21 +40,22 @@ class SlideEncoderSpec:
     input_dim: int = 0
     mpp: float = 0.0
     tile_px: int = 0
-    weights: Literal["hub", "", "none"] = "hub"
+    weights: Literal["hub", "remote-code", "", "none"] = "hub"
     hub: str = ""
     revision: str = ""
-    files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    file: str = ""
     key_mapping: str = ""
-    remote: bool = False
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     parameters: float = 0.0
     licence: str = ""
     gated: bool = False
+    kind: ClassVar[str] = "slide encoder"
+    weights_flag: ClassVar[str] = "--slide-weights"
 
     def recipe(self) -> dict[str, Any]:
         """JSON-able; two slide encoders with one recipe and the same weights embed alike."""
         return deciding(
-            self, {"licence", "gated", "mpp", "tile_px", "weights", "files", "parameters"}
+            self, {"licence", "gated", "mpp", "tile_px", "weights", "file", "parameters"}
         )
 
     def recipe_hash(self) -> str:

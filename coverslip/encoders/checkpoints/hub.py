@@ -10,7 +10,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from coverslip.encoders.registry import EncoderSpec, encoder_names, encoder_spec
 from coverslip.errors import MissingWeights
@@ -20,7 +20,30 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".bin")
 
 
-def local_checkpoint(spec: EncoderSpec, weights: str | Path) -> Path:
+class Published(Protocol):
+    """A record of published weights: a tile encoder's or a slide encoder's."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def weights_flag(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def hub(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+    @property
+    def file(self) -> str: ...
+    @property
+    def gated(self) -> bool: ...
+
+
+def local_checkpoint(spec: Published, weights: str | Path) -> Path:
     """`weights` itself, or what a folder of that name holds for the recipe.
 
     Raises MissingWeights, which says how the file would have to be called.
@@ -39,7 +62,7 @@ def local_checkpoint(spec: EncoderSpec, weights: str | Path) -> Path:
     raise MissingWeights(f"{path}: holds no weights of {spec.name}; looked for {', '.join(looked)}")
 
 
-def checkpoint_from_hub(spec: EncoderSpec, folder: Path | None = None) -> Path:
+def checkpoint_from_hub(spec: Published, folder: Path | None = None) -> Path:
     """The recipe's checkpoint, at its revision, from the hub or from what was taken from it before.
 
     folder   put it there, under the repository's name, instead of into the hub's own cache
@@ -54,7 +77,7 @@ def checkpoint_from_hub(spec: EncoderSpec, folder: Path | None = None) -> Path:
             raise
         except Exception as error:  # the hub client raises a zoo of network errors
             reasons.append(error)
-    raise not_given(spec, reasons[0])
+    raise not_given(spec, reasons[0]) from reasons[0]
 
 
 def fetch_weights(spec: EncoderSpec, folder: Path) -> Path:
@@ -101,20 +124,22 @@ def _another_file(spec: EncoderSpec, path: Path) -> str:
     return f"{path}: not the published weights of {spec.name}: sha256 {found}, not {spec.sha256}"
 
 
-def _files(spec: EncoderSpec) -> tuple[str, ...]:
+def _files(spec: Published) -> tuple[str, ...]:
     return (spec.file,) if spec.file else FILES
 
 
-def _same_checkpoint(spec: EncoderSpec) -> list[str]:
+def _same_checkpoint(spec: Published) -> list[str]:
     """Other encoders that read the same file, as `virchow2` and `virchow2-cls` do."""
-    if not spec.hub or spec.prefix:
+    if not isinstance(spec, EncoderSpec) or not spec.hub or spec.prefix:
         return []
     others = [encoder_spec(name) for name in encoder_names() if name != spec.name]
     return [o.name for o in others if (o.hub, o.file, o.base) == (spec.hub, spec.file, spec.base)]
 
 
-def _repository(spec: EncoderSpec) -> str:
+def _repository(spec: Published) -> str:
     """On the hub: the recipe's own, or the one from which timm takes the architecture's weights."""
+    if not spec.weights:
+        raise without_hub(spec)
     if spec.hub:
         return spec.hub
     import timm
@@ -126,7 +151,7 @@ def _repository(spec: EncoderSpec) -> str:
     raise without_hub(spec)
 
 
-def _downloaded(spec: EncoderSpec, repository: str, file: str, folder: Path | None) -> Path:
+def _downloaded(spec: Published, repository: str, file: str, folder: Path | None) -> Path:
     """One file of the repository; with an index, the files it names that hold the recipe's part."""
     from huggingface_hub import hf_hub_download
 
@@ -138,7 +163,7 @@ def _downloaded(spec: EncoderSpec, repository: str, file: str, folder: Path | No
     with _no_empty_folder(where.get("local_dir")):
         path = Path(hf_hub_download(repository, file, **where))
         if file.endswith(INDEX):
-            for name in shards(path, spec.prefix):
+            for name in shards(path, spec.prefix if isinstance(spec, EncoderSpec) else ""):
                 hf_hub_download(repository, name, **where)
     return path
 
@@ -184,17 +209,17 @@ def _repository_from_hub(spec: EncoderSpec, folder: Path) -> Path:
     return path
 
 
-def without_hub(spec: EncoderSpec) -> MissingWeights:
+def without_hub(spec: Published) -> MissingWeights:
     """For weights that no hub gives under a name that is known here."""
     where = f" (published at {spec.hub})" if spec.hub else ""
     file = f"{spec.file}, then pass it" if spec.file else "then pass them"
     return MissingWeights(
-        f"encoder {spec.name}: its weights{where} have to be downloaded by hand\n"
-        f"  {file}: --weights FILE, or a folder that holds it as {spec.name}.pth"
+        f"{spec.kind} {spec.name}: its weights{where} have to be downloaded by hand\n"
+        f"  {file}: {spec.weights_flag} FILE, or a folder that holds it as {spec.name}.pth"
     )
 
 
-def not_given(spec: EncoderSpec, reason: Exception) -> MissingWeights:
+def not_given(spec: Published, reason: Exception) -> MissingWeights:
     """What to do where the hub gave nothing."""
     said = str(reason).strip().splitlines()
     asked = (
@@ -209,12 +234,12 @@ def not_given(spec: EncoderSpec, reason: Exception) -> MissingWeights:
         else f"timm's {spec.architecture!r}"
     )
     inside = f" or {spec.hub}/{_files(spec)[0]}" if spec.hub else ""
-    ways = f"--weights FILE, or a folder that holds {spec.name}.safetensors{inside}"
+    ways = f"{spec.weights_flag} FILE, or a folder that holds {spec.name}.safetensors{inside}"
     if spec.weights == "remote-code":
         source = f"all files of {spec.hub}{revision}"
-        ways = f"--weights FOLDER, where FOLDER/{spec.hub} holds them"
+        ways = f"{spec.weights_flag} FOLDER, where FOLDER/{spec.hub} holds them"
     return MissingWeights(
-        f"encoder {spec.name}: no weights here, and the hub did not give them "
+        f"{spec.kind} {spec.name}: no weights here, and the hub did not give them "
         f"({said[0] if said else type(reason).__name__})\n"
         f"{asked}"
         f"  or download {source} elsewhere and pass it: {ways}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from coverslip.encoders.checkpoints.hub import Published, not_given
 from coverslip.encoders.registry import EncoderSpec
 from coverslip.errors import MissingPackage, MissingWeights
 
@@ -38,12 +39,7 @@ def remote_network(spec: EncoderSpec, weights: str | Path | None, trusted: bool)
 
     Raises MissingWeights where running that code was not asked for, or nothing gave it.
     """
-    if not trusted:
-        raise MissingWeights(
-            f"encoder {spec.name}: its network is code in {spec.hub} at revision "
-            f"{spec.revision or 'main'}, which is not run unless asked\n"
-            "  read that code; then: load_encoder(..., trust_remote_code=True)"
-        )
+    require_trust(spec, trusted)
     try:
         from transformers import AutoModel
     except ImportError as error:
@@ -51,7 +47,7 @@ def remote_network(spec: EncoderSpec, weights: str | Path | None, trusted: bool)
     source, local = spec.hub, weights is not None
     where: dict[str, Any] = {} if local else {"revision": spec.revision or None}
     if weights is not None:
-        source = str(_folder(spec, Path(weights)))
+        source = str(repository_in(Path(weights), spec))
     try:
         model = AutoModel.from_pretrained(
             source, trust_remote_code=True, local_files_only=local, **where
@@ -61,13 +57,22 @@ def remote_network(spec: EncoderSpec, weights: str | Path | None, trusted: bool)
             raise MissingWeights(
                 f"{source}: cannot be loaded by its own code ({type(error).__name__}: {error})"
             ) from error
-        from coverslip.encoders.checkpoints.hub import not_given
-
         raise not_given(spec, error) from error
     return RemoteNetwork(model, spec.arguments["prefix_tokens"])
 
 
-def _folder(spec: EncoderSpec, folder: Path) -> Path:
+def require_trust(spec: Published, trusted: bool) -> None:
+    """Raises MissingWeights where code of the record's repository would run unasked."""
+    if not trusted:
+        raise MissingWeights(
+            f"{spec.kind} {spec.name}: its network is code in {spec.hub} at revision "
+            f"{spec.revision or 'main'}, which is not run unless asked\n"
+            "  read that code; then: --trust-remote-code (Python: trust_remote_code=True)"
+        )
+
+
+def repository_in(folder: Path, spec: Published) -> Path:
+    """The folder itself, or `<repository>` in it. Raises MissingWeights."""
     for candidate in (folder, folder / spec.hub):
         if (candidate / "config.json").is_file():
             return candidate

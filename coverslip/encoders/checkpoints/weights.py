@@ -179,6 +179,17 @@ def with_updates(state: dict[str, Any], updates: dict[str, Any], path: Path) -> 
     return found
 
 
+def state_sha256(network: Any) -> str:
+    """sha256 over the tensors of weights that came from no single file."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a weights file; of an index, over those of the files it names that are there."""
     if path.name.endswith(INDEX):

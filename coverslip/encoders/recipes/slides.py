@@ -31,12 +31,12 @@ def published_slide_encoders() -> Iterator[SlideEncoderSpec]:
     yield SlideEncoderSpec(
         "prism2", "virchow2-cls", CHECKPOINTS + "remote_slide:Prism2", {}, 2560, 1280,
         mpp=0.5, tile_px=224, hub="paige-ai/Prism2",
-        revision="450352d0ddc6b42b21ce20794ce0fbefe6b5a47a", remote=True, dtype="bfloat16",
-        licence=NON_COMMERCIAL, gated=True,
+        revision="450352d0ddc6b42b21ce20794ce0fbefe6b5a47a", weights="remote-code",
+        dtype="bfloat16", licence=NON_COMMERCIAL, gated=True,
     )  # fmt: skip
     yield SlideEncoderSpec(
         "care", "conch-v1.5", CHECKPOINTS + "remote_slide:Care", {}, 512, 768, mpp=0.5,
-        tile_px=512, hub="Zipper-1/CARE", remote=True, licence="CC-BY-NC-4.0", gated=True,
+        tile_px=512, hub="Zipper-1/CARE", weights="remote-code", licence="CC-BY-NC-4.0", gated=True,
     )  # fmt: skip
     yield SlideEncoderSpec(
         "chief", "ctranspath", POOLING + "Chief", {}, 768, 768, mpp=1.0, tile_px=256, weights="",
@@ -44,20 +44,20 @@ def published_slide_encoders() -> Iterator[SlideEncoderSpec]:
     )  # fmt: skip
     yield SlideEncoderSpec(
         "gigapath", "gigapath", NETWORKS + "longnet:LongNet", {}, 768, 1536, mpp=0.5,
-        tile_px=256, hub="prov-gigapath/prov-gigapath", files=("slide_encoder.pth",),
+        tile_px=256, hub="prov-gigapath/prov-gigapath", file="slide_encoder.pth",
         key_mapping=KEYS + "gigapath", dtype="float16", licence="Apache-2.0 with terms",
         gated=True, parameters=79.23,
     )  # fmt: skip
     yield SlideEncoderSpec(
         "gigapath-flash", "gigapath-flash", NETWORKS + "longnet:LongNet",
         {"input_dim": 384, "width": 384}, 384, 384, mpp=0.5, tile_px=256,
-        hub="prov-gigapath/prov-gigapath-flash", files=("slide_encoder.pth",),
+        hub="prov-gigapath/prov-gigapath-flash", file="slide_encoder.pth",
         key_mapping=KEYS + "gigapath", dtype="float16", licence="Apache-2.0 with terms",
         gated=True, parameters=19.71,
     )  # fmt: skip
     yield SlideEncoderSpec(
         "madeleine", "conch", POOLING + "MultiHeadPooling", {"input_dim": 512}, 512, 512, mpp=1.0,
-        tile_px=256, hub="MahmoodLab/madeleine", files=("model.pt",),
+        tile_px=256, hub="MahmoodLab/madeleine", file="model.pt",
         key_mapping=KEYS + "madeleine", licence="MIT", gated=True, parameters=4.73,
     )  # fmt: skip
     yield SlideEncoderSpec(
@@ -80,7 +80,7 @@ def _feather() -> Iterator[SlideEncoderSpec]:
         yield SlideEncoderSpec(
             name, encoder, POOLING + "AttentionPooling", {"input_dim": dim}, 512, dim, mpp=0.5,
             tile_px=tile_px, hub=f"MahmoodLab/abmil.base.{theirs}.pc108-24k", revision=revision,
-            files=("model.safetensors",), key_mapping=KEYS + "feather", licence=NON_COMMERCIAL,
+            file="model.safetensors", key_mapping=KEYS + "feather", licence=NON_COMMERCIAL,
             gated=True, parameters=parameters,
         )  # fmt: skip
 
@@ -92,6 +92,6 @@ def _cobra() -> Iterator[SlideEncoderSpec]:
     ):  # fmt: skip
         yield SlideEncoderSpec(
             f"cobra2-{encoder}", encoder, NETWORKS + "cobra:Cobra", {}, dim, dim, mpp=1.0,
-            tile_px=224, hub="KatherLab/COBRA", files=("cobraII.pth.tar",),
+            tile_px=224, hub="KatherLab/COBRA", file="cobraII.pth.tar",
             key_mapping=KEYS + "cobra", licence="GPL-3.0", gated=True, parameters=11.06,
         )  # fmt: skip
