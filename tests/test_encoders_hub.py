@@ -331,7 +331,8 @@ def test_lists_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
         return [row["name"] for row in json.loads(capsys.readouterr().out)]
 
     assert listed() == [*encoder_names(), *slide_encoder_names()]
-    assert listed("virchow") == ["virchow", "virchow-cls", "virchow2", "virchow2-cls"]
+    virchow = ["virchow", "virchow-cls", "virchow2", "virchow2-cls"]
+    assert listed("virchow") == [*virchow, "cobra2-virchow2-cls"]  # slide encoders stand below
     assert listed("dinov3-*") == [f"dinov3-{size}" for size in ("7b", "base", "large", "small")]
     assert listed("BIOPTIMUS") == ["h-optimus-0", "h-optimus-1", "h0-mini", "h0-mini-cls-mean"]
     assert main(["models", "list", "virchw"]) == 1
