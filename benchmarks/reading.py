@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -170,6 +171,33 @@ def beside_the_encoder(path: Path, repeat: int) -> Row:
     )
 
 
+def command_beside_its_encoders(path: Path, encoders: tuple[str, ...], repeat: int) -> str:
+    """What `coverslip features` with several encoders adds to their own time, start to finish.
+
+    The encoders' time is taken inside the same run, batch by batch: the rest is reading, quality,
+    writing and what the engine itself needs.
+    """
+    from coverslip.engine.config import RunConfig
+    from coverslip.engine.run import Run
+
+    config = RunConfig(encoder=encoders, device="cpu")
+    shares, rates = [], []
+    for turn in range(repeat + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            (result,) = Run.over([path], folder, config).execute(debug=True)
+        if turn:  # the first loads and compiles
+            own = sum(s for name, s in result.seconds.items() if name.startswith("encoding"))
+            whole = sum(s for name, s in result.seconds.items() if name not in ("opening",))
+            shares.append(own / whole)
+            rates.append((result.tiles / own, result.tiles / whole))
+    alone, together = (statistics.median(r) for r in zip(*rates, strict=True))
+    return (
+        f"| `coverslip features`, {' and '.join(encoders)}, one pass, {path.name} "
+        f"| the encoders alone {alone:.1f}, the command {together:.1f} tiles/s "
+        f"| {min(shares):.3f}-{max(shares):.3f} | {statistics.median(shares):.3f}x |"
+    )
+
+
 def embedded_tiles(path: Path, tiles: int) -> tuple[Any, Slide, TileGrid, npt.NDArray[np.int64]]:
     """The encoder, the slide, its grid, and the tiles to embed."""
     from coverslip.encoders.loading import load_encoder
@@ -233,6 +261,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=1500, help="tiles a reading row takes")
     parser.add_argument("--slide", type=Path, nargs="*", default=[], help="slides besides ours")
     parser.add_argument("--side", type=int, default=40_000, help="px of the generated slide")
+    parser.add_argument("--encoders", default="efficientnet-lite0,resnet18")
     parser.add_argument("--only", default="", help="rows with this word: reading, store, ...")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -260,6 +289,9 @@ def main() -> None:
             row = make()
             row.measure(given.repeat)
             print("\n".join(row.lines()), flush=True)
+    if given.only in "features":
+        names = tuple(given.encoders.split(","))
+        print(command_beside_its_encoders(medium, names, min(given.repeat, 3)), flush=True)
     if given.only in "memory":
         for path in (medium, large):
             held = memory(path)

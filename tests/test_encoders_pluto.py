@@ -62,7 +62,7 @@ def test_another_patch_size_keeps_the_embedding_close(
     other = F.interpolate(tissue, (side, side), mode="bilinear", antialias=patch < 16)
     with torch.inference_mode():
         one, two = network(tissue), network(other, patch)
-    assert F.cosine_similarity(one, two, dim=1).min() > 0.999
+    assert F.cosine_similarity(one, two, dim=1).min() > (0.999 if patch > 16 else 0.99)
     mean = one.mean(dim=0)  # common to all tiles, and large before training
     cosine = F.cosine_similarity((one - mean)[:, None], (two - mean)[None], dim=2)
     assert cosine.diagonal().min() > least

@@ -100,8 +100,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.scale1 = nn.Parameter(torch.full((width,), 1e-1))  # LayerScale
-        self.scale2 = nn.Parameter(torch.full((width,), 1e-1))
+        self.scale1, self.scale2 = (nn.Parameter(torch.ones(width)) for _ in range(2))  # LayerScale
 
     def forward(self, x: Tensor, angle: Tensor | None) -> Tensor:  # (b, n, d)
         x = x + self.scale1 * self.attention(self.norm1(x), angle)
@@ -153,7 +152,7 @@ class Pluto(nn.Module):
             nn.init.trunc_normal_(self.position, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.xavier_uniform_(module.weight)  # narrow networks hardly move from 0.02
                 nn.init.zeros_(module.bias)
 
     def forward_features(

@@ -37,6 +37,7 @@ class PretrainConfig:
     name, input_px       of the encoder that comes out, and the side tiles are resized to for it
     width, depth, heads  of the transformer; its MLP is four times as wide
     registers, rotary    as in `Pluto`
+    patch                side of the base kernel, px: at which the encoder that comes out works
     patches              patch sides, px; one is drawn for each step
     patch_odds           how often each; alike by default
     mpps                 µm per pixel at which tiles are read; one is drawn for each chunk of tiles
@@ -68,6 +69,7 @@ class PretrainConfig:
     heads: int = 6
     registers: int = 4
     rotary: bool = False
+    patch: int = 16
     patches: tuple[int, ...] = (8, 16, 32)
     patch_odds: tuple[float, ...] = ()
     mpps: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
@@ -108,6 +110,7 @@ class PretrainConfig:
             _require(8 <= side <= 32, f"patches must be 8 to 32 px, got {side}")
             for crop in (self.large, self.small):
                 _require(crop % side == 0, f"crops of {crop} px do not divide into {side}")
+        _require(self.patch in self.patches, "patch must be one of patches: it is what is used")
         _require(self.large % CELL == 0, f"large must be a multiple of {CELL} px")
         _require(all(CELL % side == 0 for side in self.patches), f"patches must divide {CELL}")
         _require(bool(self.patches) and bool(self.mpps), "patches and mpps must not be empty")
@@ -173,7 +176,7 @@ class PretrainConfig:
         return {
             "width": self.width, "depth": self.depth, "heads": self.heads,
             "hidden": 4 * self.width, "registers": self.registers, "rotary": self.rotary,
-            "patch": 16, "grid": self.large // 16,
+            "patch": self.patch, "grid": self.large // self.patch,
         }  # fmt: skip
 
 

@@ -10,8 +10,9 @@
               squared error lets blur away counts more (PLUTO, Juyal et al. 2024, arXiv:2405.07905)
 
 Where PLUTO's paper leaves it open: one masked pass serves iBOT and MAE (withheld patches are
-replaced by a token, as in SimMIM, not left out), and the Fourier term is the mean amplitude of the
-difference's spectrum, each frequency weighted by its distance from zero.
+replaced by a token, as in SimMIM, not left out); patches are painted up to their mean and spread;
+and the Fourier term is the mean amplitude of the difference's spectrum, each frequency weighted by
+its distance from zero.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from torch.nn import functional as F
 
 from coverslip.encoders.pluto import Block, Hidden, Pluto
 from coverslip.encoders.pretrain_views import Views
+
+
+FLAT = 0.01
+"""Added to the variance of a patch, so that what is blank stays so: a standard deviation of 6 grey
+levels."""
 
 
 class ProjectionHead(nn.Module):
@@ -181,25 +187,23 @@ def crowding(x: Tensor) -> Tensor:
 
 
 def painting_losses(painted: Tensor, images: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
-    """(MAE, Fourier) of withheld patches only.
+    """(MAE, Fourier) of withheld patches only, each patch's own mean and spread taken out of what
+    was to be painted: texture counts, not how dark the patch is.
 
     painted   (b, h · w, 3, p, p); images (b, 3, H, W); where (b, h, w) bool
     """
-    patch, (rows, columns) = painted.shape[-1], where.shape[1:]
-    picture = painted.float().reshape(len(images), rows, columns, 3, patch, patch)
-    picture = picture.permute(0, 3, 1, 4, 2, 5)
-    picture = picture.reshape(len(images), 3, rows * patch, columns * patch)
-    mask = where[:, None].repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-    difference = (picture - images) * mask  # nothing where it was seen
-    mae = difference.square().sum() / (3 * mask.sum()).clamp_min(1)
+    patch, hidden = painted.shape[-1], where.flatten(1)
+    (rows, columns), count = where.shape[1:], len(images)
+    pieces = images.reshape(count, 3, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5)
+    wanted = pieces.reshape(count, rows * columns, 3, patch, patch)[hidden].float()
+    mean = wanted.mean(dim=(1, 2, 3), keepdim=True)
+    spread = (wanted.var(dim=(1, 2, 3), keepdim=True) + FLAT).sqrt()
+    difference = painted[hidden].float() - (wanted - mean) / spread  # (withheld, 3, p, p)
     spectrum = torch.fft.rfft2(difference, norm="ortho").abs()
-    high = torch.fft.fftfreq(spectrum.shape[2], device=images.device).abs()[:, None]
-    wide = torch.fft.rfftfreq(images.shape[3], device=images.device)[None]
+    high = torch.fft.fftfreq(patch, device=images.device).abs()[:, None]
+    wide = torch.fft.rfftfreq(patch, device=images.device)[None]
     weight = (high.square() + wide.square()).sqrt()
-    fourier = (spectrum * weight / weight.mean()).mean() / mask.float().mean().clamp_min(
-        1e-6
-    ).sqrt()
-    return mae, fourier
+    return difference.square().mean(), (spectrum * weight / weight.mean()).mean()
 
 
 def _imitation(student: Trained, cls: Tensor, patches: Tensor, wanted: Tensor | None) -> Tensor:

@@ -64,6 +64,8 @@ def turned_crops(
     """
     count = len(tiles)
     share = _uniform(count, area, generator).sqrt()  # of the tile's side
+    shrink = int(max(area) ** 0.5 * tiles.shape[3] / side)
+    tiles = F.avg_pool2d(tiles.float(), shrink) if shrink > 1 else tiles.float()  # no aliasing
     angle = torch.randint(0, 4, (count,), generator=generator, device=generator.device)
     angle = angle * torch.pi / 2
     mirror = 1 - 2 * torch.randint(0, 2, (count,), generator=generator, device=generator.device)
@@ -72,7 +74,7 @@ def turned_crops(
     turn = torch.stack([cos * mirror, -sin, sin * mirror, cos], dim=1).reshape(count, 2, 2)
     affine = torch.cat([turn, centre[..., None]], dim=2).to(tiles.device)  # (b, 2, 3)
     places = F.affine_grid(affine, [count, 3, side, side], align_corners=False)
-    return F.grid_sample(tiles.float(), places, padding_mode="reflection", align_corners=False)
+    return F.grid_sample(tiles, places, padding_mode="reflection", align_corners=False)
 
 
 def jittered(x: Tensor, amount: float, generator: torch.Generator) -> Tensor:
