@@ -40,7 +40,7 @@ def ours(image: np.ndarray) -> np.ndarray:
     side = [round(s / scale) for s in image.shape[:2]]
     small = np.empty((*side, 3), np.uint8)
     area_resample(image, (0.0, 0.0), (scale, scale), small)
-    labels = head.fitted(small).segment(small)
+    labels = head.fitted(small).segment(small).labels
     v, u = (((np.arange(n) + 0.5) / scale).astype(int) for n in image.shape[:2])
     return labels[np.ix_(np.minimum(v, side[0] - 1), np.minimum(u, side[1] - 1))]
 

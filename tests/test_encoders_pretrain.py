@@ -26,6 +26,7 @@ from coverslip.encoders.pretrain_views import (
     views_of,
 )
 from coverslip.errors import InvalidConfig, MissingWeights
+from coverslip.settings import settings_from_toml
 
 TINY = PretrainConfig(
     name="tiny",
@@ -303,10 +304,10 @@ def test_another_training_in_the_folder_is_not_gone_on_with(tmp_path: Path) -> N
 def test_settings_that_mean_nothing(tmp_path: Path, content: str, problem: str) -> None:
     (tmp_path / "p.toml").write_text(content)
     with pytest.raises(InvalidConfig, match=problem):
-        PretrainConfig.from_toml(tmp_path / "p.toml")
+        settings_from_toml(PretrainConfig, tmp_path / "p.toml")
 
 
 def test_settings_come_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text("steps = 3\nmpps = [0.5, 1]\nlearning_rate = 1\n")
-    found = PretrainConfig.from_toml(tmp_path / "p.toml")
+    found = settings_from_toml(PretrainConfig, tmp_path / "p.toml")
     assert (found.steps, found.mpps, found.learning_rate) == (3, (0.5, 1), 1.0)

@@ -114,12 +114,12 @@ def test_touching_discs_are_parted() -> None:
     v, u = np.mgrid[:120, :120]
     for x in (50, 67):
         image[(u - x) ** 2 + (v - 60) ** 2 <= 81] = STAINED
-    assert WatershedNuclei().fitted(image).segment(image).max() == 2
+    assert WatershedNuclei().fitted(image).segment(image).labels.max() == 2
 
 
 @pytest.mark.parametrize("shape", [(0, 0, 3), (1, 1, 3), (5, 40, 3)])
 def test_nothing_is_found_in_glass(shape: tuple[int, int, int]) -> None:
-    labels = WatershedNuclei().segment(np.full(shape, 250, np.uint8))
+    labels = WatershedNuclei().segment(np.full(shape, 250, np.uint8)).labels
     assert labels.shape == shape[:2]
     assert not labels.any()
 

@@ -39,9 +39,10 @@ def pretrain(
     from coverslip.encoders.pretrain import PretrainConfig
     from coverslip.engine.config import RunConfig
     from coverslip.engine.pretraining import pretrain_on_slides
+    from coverslip.settings import settings_from_toml
     from coverslip.wsi.opening import slide_paths
 
-    settings = PretrainConfig.from_toml(config)
+    settings = settings_from_toml(PretrainConfig, config)
     with TrainingProgress(total=settings.steps, shown=not json) as progress:
         trained = pretrain_on_slides(
             slide_paths(slides, recursive=recursive),

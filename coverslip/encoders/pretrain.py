@@ -6,9 +6,8 @@ import copy
 import csv
 import math
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -124,33 +123,6 @@ class PretrainConfig:
         for name in ("large_area", "small_area", "hide", "weight_decay"):
             _require(len(getattr(self, name)) == 2, f"{name} must be two numbers")
         _require(self.precision in ("float32", "bfloat16"), "precision: float32 or bfloat16")
-
-    @classmethod
-    def from_toml(cls, path: Path) -> PretrainConfig:
-        """The file's settings. Raises InvalidConfig: unreadable, an unknown name, a wrong type."""
-        try:
-            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
-            raise InvalidConfig(f"{path}: {error}") from None
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> PretrainConfig:
-        """From a TOML file's content. Raises InvalidConfig for an unknown name or a wrong type."""
-        known: dict[str, Any] = {field.name: field.default for field in fields(cls)}
-        found: dict[str, Any] = {}
-        for name, value in content.items():
-            if name not in known:
-                raise InvalidConfig(f"no setting named {name!r}; known: {', '.join(sorted(known))}")
-            default = known[name]
-            if isinstance(default, tuple) and isinstance(value, list | tuple):
-                value = tuple(value)
-            elif isinstance(default, float) and type(value) in (int, float):
-                value = float(value)
-            if type(value) is not type(default):
-                wanted = type(default).__name__.replace("tuple", "list")
-                raise InvalidConfig(f"{name} must be {wanted}, got {value!r}")
-            found[name] = value
-        return cls(**found)
 
     def encoder_spec(self) -> EncoderSpec:
         """The recipe of the encoder that comes out: at 0.5 µm/px or the nearest trained at."""

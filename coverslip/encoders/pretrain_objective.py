@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from coverslip.encoders.pluto import Block, Hidden, Pluto
 from coverslip.encoders.pretrain_views import Views
 
-
 FLAT = 0.01
 """Added to the variance of a patch, so that what is blank stays so: a standard deviation of 6 grey
 levels."""

@@ -17,7 +17,7 @@ from coverslip.engine.clock import Clock
 from coverslip.engine.config import RunConfig
 from coverslip.engine.outputs import Output
 from coverslip.heads.instances import Nuclei, concatenate, nuclei_in_window, own_windows
-from coverslip.heads.registry import load_nucleus_head
+from coverslip.heads.registry import NucleusHead
 from coverslip.tiling.reading import read_window
 from coverslip.tiling.store import StageWriter
 from coverslip.tiling.stream import WindowBatch
@@ -33,11 +33,10 @@ SAMPLE_WINDOWS = 12
 """Windows from which the slide's stain levels are estimated."""
 
 
-def nucleus_parameters(config: RunConfig) -> dict[str, Any]:
+def nucleus_parameters(head: NucleusHead, config: RunConfig) -> dict[str, Any]:
     """What decides the nuclei, for the stage's hash."""
-    head = load_nucleus_head(config.nuclei)
     return {
-        "model": config.nuclei,
+        "model": head.name,
         "settings": head.parameters,
         "windows": {"own_px": OWN_PX, "sample": SAMPLE_WINDOWS},
         "on_bad_tile": config.on_bad_tile,
@@ -52,15 +51,14 @@ class NucleusOutput(Output):
         slide: Slide,
         tissue: Tissue,
         writer: StageWriter,
-        model: str,
+        head: NucleusHead,
         threads: int,
         clock: Clock,
     ) -> None:
         self._writer, self._clock, self._tissue = writer, clock, tissue
-        head = load_nucleus_head(model)
         self._scale = (head.mpp / slide.mpp[0], head.mpp / slide.mpp[1])
         self._size = slide.size
-        halo = int(np.ceil(head.context_um / head.mpp))
+        halo = int(np.ceil(head.context_um / head.mpp / head.multiple)) * head.multiple
         origins, own = own_windows(slide.size, self._scale, OWN_PX, halo)
         touched = tissue.fraction(_outward(own)) > 0
         self._own = own[touched]

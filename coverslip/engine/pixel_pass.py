@@ -64,8 +64,8 @@ def run_pixel_pass(
                     output.finish()
                 if isinstance(output, FeatureOutput):
                     result.flags += output.remarks()
-    if context.config.nuclei:
-        result.nuclei = store.group(f"nuclei/{context.config.nuclei}")["centroid"].shape[0]
+    if head := context.nucleus_head:
+        result.nuclei = store.group(f"nuclei/{head.name}")["centroid"].shape[0]
     return any(not isinstance(output, SampleOutput) for output in outputs)
 
 
@@ -165,15 +165,15 @@ def _nucleus_output(
     clock: Clock,
     stages: ExitStack,
 ) -> NucleusOutput | None:
-    config = context.config
-    if not config.nuclei:
+    head = context.nucleus_head
+    if head is None:
         return None
-    name = f"nuclei/{config.nuclei}"
-    parameters = nucleus_parameters(config)
+    name = f"nuclei/{head.name}"
+    parameters = nucleus_parameters(head, context.config)
     if store.is_current(name, parameters, needs=["tissue"]):
         return None
     stage = stages.enter_context(store.stage(name, parameters, needs=["tissue"]))
-    return NucleusOutput(slide, survey.tissue, stage, config.nuclei, context.threads, clock)
+    return NucleusOutput(slide, survey.tissue, stage, head, context.threads, clock)
 
 
 def _stream(

@@ -33,6 +33,7 @@ from coverslip.wsi.slide import Slide
 if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder
     from coverslip.encoders.slide_encoder import SlideEncoder
+    from coverslip.heads.registry import NucleusHead
     from coverslip.kernels.stain_profile import StainProfile
 
 SOUND = {"tissue", "background", "unlabelled"}
@@ -87,6 +88,14 @@ class RunContext:
             )
             for name in self.config.slide_encoder
         ]
+
+    @cached_property
+    def nucleus_head(self) -> NucleusHead | None:
+        """The configured nucleus model, loaded once."""
+        from coverslip.heads.registry import load_nucleus_head
+
+        name = self.config.nuclei
+        return load_nucleus_head(name, self.device) if name else None
 
     @cached_property
     def stain_target(self) -> StainProfile:

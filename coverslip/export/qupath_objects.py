@@ -24,6 +24,7 @@ NAMESPACE = UUID("6f1c7f4e-52b5-5f0c-9a3e-0d5f5a1f7c11")
 
 MEASUREMENT_NAMES: Mapping[str, str] = {
     "probability": "Detection probability",
+    "agreement": "Detection agreement",
     "area_um2": "Nucleus: Area µm^2",
     "perimeter_um": "Nucleus: Length µm",
     "circularity": "Nucleus: Circularity",

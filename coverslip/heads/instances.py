@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coverslip.heads.registry import NucleusHead
+from coverslip.heads.segmentation import Segmentation
 from coverslip.kernels.labels import LabelMeasures, label_measures, label_outlines
 from coverslip.kernels.ragged import chosen_rows
 from coverslip.kernels.shapes import outline_polygons, shape_measures, simplified_outlines
@@ -31,6 +32,7 @@ class Nuclei:
     polygon_offset   int64 [M + 1]; polygon float32 [V, 2]: outline i is
                      polygon[polygon_offset[i] : polygon_offset[i + 1]], not closed, valid
     class_id         uint8 [M], index into the head's classes
+    probability, agreement   float32 [M], 0 to 1, as `Segmentation` has them; nan where unknown
     area_um2, perimeter_um, major_axis_um, minor_axis_um   float32 [M]
     circularity, solidity                        float32 [M], 0 to 1
     hematoxylin_mean                             float32 [M]
@@ -40,6 +42,8 @@ class Nuclei:
     polygon_offset: npt.NDArray[np.int64]
     polygon: npt.NDArray[np.float32]
     class_id: npt.NDArray[np.uint8]
+    probability: npt.NDArray[np.float32]
+    agreement: npt.NDArray[np.float32]
     area_um2: npt.NDArray[np.float32]
     perimeter_um: npt.NDArray[np.float32]
     major_axis_um: npt.NDArray[np.float32]
@@ -80,7 +84,7 @@ class Nuclei:
         empty = np.empty(0, np.float32)
         return cls(
             np.empty((0, 2)), np.zeros(1, np.int64), np.empty((0, 2), np.float32),
-            np.empty(0, np.uint8), *([empty] * 7),
+            np.empty(0, np.uint8), *([empty] * 9),
         )  # fmt: skip
 
 
@@ -140,7 +144,8 @@ def nuclei_in_window(
     A nucleus is owned if its centroid lies in the own box, unless the window's border cuts it
     (where the slide goes on beyond). Nuclei come sorted by their centroids' y, then x.
     """
-    labels = head.segment(pixels)
+    segmentation = head.segment(pixels)
+    labels = segmentation.labels
     intensity = head.intensity(pixels)
     measures = label_measures(labels, intensity)
     centroid = np.asarray(origin) + measures.centroid * np.asarray(scale)
@@ -152,7 +157,7 @@ def nuclei_in_window(
     owned &= ~_cut(measures.box, pixels.shape[1::-1], origin, scale, slide_size)
     if not owned.any():
         return Nuclei.none()
-    found = _measured(labels, measures, owned, centroid, origin, scale, head.mpp, slide_size)
+    found = _measured(segmentation, measures, owned, centroid, origin, scale, head.mpp, slide_size)
     return found.at(np.lexsort((found.centroid[:, 0], found.centroid[:, 1])))
 
 
@@ -171,7 +176,7 @@ def _cut(
 
 
 def _measured(
-    labels: npt.NDArray[np.int32],
+    segmentation: Segmentation,
     measures: LabelMeasures,
     owned: npt.NDArray[np.bool_],
     centroid: npt.NDArray[np.float64],
@@ -180,9 +185,10 @@ def _measured(
     mpp: float,
     slide_size: tuple[int, int],
 ) -> Nuclei:
-    number = np.zeros(int(labels.max()) + 1, np.int32)
-    number[measures.label[owned]] = np.arange(1, np.count_nonzero(owned) + 1)
-    outlines = label_outlines(number[labels])
+    kept = np.zeros(len(segmentation.class_id), np.bool_)
+    kept[measures.label[owned] - 1] = True
+    segmentation = segmentation.where(kept)
+    outlines = label_outlines(segmentation.labels)
     area, axes = measures.area[owned], measures.axes[owned]
     shapes = shape_measures(outline_polygons(outlines), axes)
     simple = simplified_outlines(outlines, SIMPLIFY_PX)
@@ -196,7 +202,9 @@ def _measured(
         centroid=centroid[owned],
         polygon_offset=simple.offset,
         polygon=polygon.astype(np.float32),
-        class_id=np.zeros(len(area), np.uint8),
+        class_id=segmentation.class_id,
+        probability=segmentation.probability,
+        agreement=segmentation.agreement,
         area_um2=column(area * mpp**2),
         perimeter_um=column(shapes.perimeter * mpp),
         major_axis_um=column(axes[:, 0] * mpp),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.errors import UnknownName
+from coverslip.errors import InvalidConfig, UnknownName
+from coverslip.heads.segmentation import Segmentation
+
+SHIPPED = Path(__file__).parent / "weights"
+"""Heads in the package."""
+DEFAULT = "stardist-he"
 
 
 class NucleusHead(Protocol):
@@ -16,6 +22,7 @@ class NucleusHead(Protocol):
     name, classes   what it is called; names of the classes, in the order of class ids
     mpp             µm per px of the windows it wants
     context_um      how far beyond a nucleus' centroid pixels may influence it
+    multiple        windows whose corners lie this many px apart, or a multiple, are seen alike
     parameters      JSON-able; everything that decides its result, apart from `fitted`
     """
 
@@ -28,6 +35,8 @@ class NucleusHead(Protocol):
     @property
     def context_um(self) -> float: ...
     @property
+    def multiple(self) -> int: ...
+    @property
     def parameters(self) -> dict[str, Any]: ...
 
     def fitted(self, sample: npt.NDArray[np.uint8]) -> Self:
@@ -38,20 +47,32 @@ class NucleusHead(Protocol):
         """What a nucleus' mean intensity is measured on, float32 [H, W]."""
         ...
 
-    def segment(self, rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.int32]:
-        """uint8 [H, W, 3] -> int32 [H, W] labels, 4-connected."""
+    def segment(self, rgb: npt.NDArray[np.uint8]) -> Segmentation:
+        """The nuclei of an image uint8 [H, W, 3] at `mpp`."""
         ...
 
 
 def nucleus_head_names() -> list[str]:
-    """All names, sorted."""
-    return ["watershed"]
+    """All names, sorted; besides them, a trained head's file may be named."""
+    return sorted(["watershed", *(p.stem for p in SHIPPED.glob("*.safetensors"))])
 
 
-def load_nucleus_head(name: str) -> NucleusHead:
-    """The head called `name`. Raises UnknownName."""
-    if name not in nucleus_head_names():
+def load_nucleus_head(name: str, device: str = "auto") -> NucleusHead:
+    """The head called `name`, or the one in a file of that name, as `coverslip train` writes it.
+
+    "default" is the one that ships. Raises UnknownName, InvalidConfig.
+    """
+    if name == "watershed":
+        from coverslip.heads.watershed import WatershedNuclei
+
+        return WatershedNuclei()
+    path = Path(name) if name.endswith(".safetensors") else SHIPPED / f"{name}.safetensors"
+    if name == "default":
+        path = SHIPPED / f"{DEFAULT}.safetensors"
+    if not path.exists():
+        if path.parent != SHIPPED:
+            raise InvalidConfig(f"{path}: no such file; heads are trained by `coverslip train`")
         raise UnknownName("nucleus model", name, nucleus_head_names())
-    from coverslip.heads.watershed import WatershedNuclei
+    from coverslip.heads.network_nuclei import NetworkNuclei
 
-    return WatershedNuclei()
+    return NetworkNuclei.load(path, device)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.heads.segmentation import Segmentation
 from coverslip.kernels.labels import (
     distance_transform,
     filled_holes,
@@ -124,6 +125,7 @@ class WatershedNuclei:
 
     name = "watershed"
     classes = ("Nucleus",)
+    multiple = 1
 
     def __post_init__(self) -> None:
         if self.seeds not in ("distance", "log"):
@@ -154,13 +156,13 @@ class WatershedNuclei:
         found = stain_concentration(rgb, MATRIX, 0, self.levels.glass)
         return np.asarray(found, np.float32)
 
-    def segment(self, rgb: RGB) -> npt.NDArray[np.int32]:
-        """uint8 [H, W, 3] at `mpp` -> int32 [H, W] labels, 4-connected, from 1 without gaps."""
+    def segment(self, rgb: RGB) -> Segmentation:
+        """uint8 [H, W, 3] at `mpp`; labels are 4-connected."""
         stain = gaussian(self.intensity(rgb), self.smooth_um / self.mpp)
         mask = self._foreground(stain)
         ridge = self._ridge(stain, mask)
         seeds = local_maxima(ridge, mask, self.apart_um / self.mpp)
-        return self._plausible(seeded_watershed(-ridge, seeds, mask), stain)
+        return Segmentation.of(self._plausible(seeded_watershed(-ridge, seeds, mask), stain))
 
     def _ridge(
         self, stain: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]

@@ -221,3 +221,32 @@ def _draw(
             for u in range(u0, u1 + 1):
                 if _inside(u, v, polygon, centre[i, 0], centre[i, 1]):
                     out[v, u] = labels[i]
+
+
+def ray_distances(labels: npt.NDArray[np.int32], rays: int, step: int) -> npt.NDArray[np.float32]:
+    """See `coverslip.kernels.star_convex`."""
+    h, w = labels.shape
+    out = np.zeros((-(-h // step), -(-w // step), rays), np.float32)
+    _walk(np.ascontiguousarray(labels, np.int32), step, out)
+    return out
+
+
+@compiled
+def _walk(labels: npt.NDArray[np.int32], step: int, out: npt.NDArray[np.float32]) -> None:
+    h, w = labels.shape
+    rays = out.shape[2]
+    for row in range(out.shape[0]):
+        for column in range(out.shape[1]):
+            r, c = row * step, column * step
+            here = labels[r, c]
+            if here == 0:
+                continue
+            for k in range(rays):
+                down, right = np.sin(2 * np.pi * k / rays), np.cos(2 * np.pi * k / rays)
+                n = 1
+                while True:
+                    rr, cc = int(np.rint(r + n * down)), int(np.rint(c + n * right))
+                    if rr < 0 or rr >= h or cc < 0 or cc >= w or labels[rr, cc] != here:
+                        break
+                    n += 1
+                out[row, column, k] = n - 1 + 0.5 / max(abs(down), abs(right))

@@ -30,3 +30,21 @@ def drawn(
     for polygon, label in zip(shapely.polygons(vertices), labels, strict=True):
         out[shapely.intersects_xy(polygon, u, v)] = label
     return out
+
+
+def ray_distances(labels: npt.NDArray[np.int32], rays: int, step: int) -> npt.NDArray[np.float32]:
+    """See `coverslip.kernels.star_convex`."""
+    h, w = labels.shape
+    out = np.zeros((-(-h // step), -(-w // step), rays), np.float32)
+    for row, column in np.argwhere(labels[::step, ::step] > 0):
+        r, c = row * step, column * step
+        for k in range(rays):
+            down, right = np.sin(2 * np.pi * k / rays), np.cos(2 * np.pi * k / rays)
+            n = 1
+            while True:
+                rr, cc = round(r + n * down), round(c + n * right)
+                if not (0 <= rr < h and 0 <= cc < w) or labels[rr, cc] != labels[r, c]:
+                    break
+                n += 1
+            out[row, column, k] = n - 1 + 0.5 / max(abs(down), abs(right))
+    return out

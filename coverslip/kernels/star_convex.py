@@ -71,6 +71,26 @@ def star_labels(
     return np.asarray(kernel.drawn(vertices, centre[order], labels, shape), np.int32)
 
 
+def ray_distances(
+    labels: npt.NDArray[np.integer[Any]],
+    rays: int,
+    step: int = 1,
+    *,
+    backend: Backend | None = None,
+) -> npt.NDArray[np.float32]:
+    """How far each object reaches from each of its pixels: float32 (H / step, W / step, rays).
+
+    labels   int (H, W), 0 background
+    step     every how many pixels, from the first, distances are wanted
+
+    Along ray k, at angle 2 pi k / rays, pixel by pixel until the label changes or the image ends;
+    the border lies half a pixel beyond the last. 0 in the background. As StarDist's training
+    targets (Schmidt et al. 2018).
+    """
+    kernel = implementation("star_convex", labels, backend)
+    return np.asarray(kernel.ray_distances(np.asarray(labels, np.int32), rays, step))
+
+
 def _checked(
     centre: Floats, distance: Floats
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

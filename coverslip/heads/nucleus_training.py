@@ -1,0 +1,119 @@
+"""Images with their nuclei: how batches are drawn from them, and how well a head does on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from coverslip.heads.augmentation import crop_of, recoloured
+from coverslip.heads.metrics import aggregated_jaccard, f1_at, panoptic_quality
+from coverslip.heads.network_nuclei import NetworkNuclei
+from coverslip.heads.recipe import HeadRecipe
+from coverslip.heads.segmentation import NucleusNetwork
+from coverslip.heads.training import Batch, TrainingConfig
+
+RGB = npt.NDArray[np.uint8]
+PROBABILITIES = (0.3, 0.4, 0.5, 0.6, 0.7)
+OVERLAPS = (0.3, 0.4, 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class NucleusImage:
+    """An image at the head's resolution with all its nuclei.
+
+    rgb        uint8 [H, W, 3]
+    labels     int32 [H, W], 0 background
+    class_id   uint8 [N]: of labels 1 to N; 255 where nobody told
+    name       for messages
+    """
+
+    rgb: RGB
+    labels: npt.NDArray[np.int32]
+    class_id: npt.NDArray[np.uint8]
+    name: str
+
+
+class NucleusBatches:
+    """Augmented crops of images, more of the larger ones."""
+
+    def __init__(
+        self,
+        images: Sequence[NucleusImage],
+        recipe: HeadRecipe,
+        network: NucleusNetwork,
+        config: TrainingConfig,
+    ) -> None:
+        if config.crop % network.multiple:
+            raise ValueError(f"crop must be a multiple of {network.multiple}, got {config.crop}")
+        self._images, self._config = images, config
+        self._head = NetworkNuclei(recipe, network, "")
+        self._network = network
+        area = np.sqrt([image.labels.size for image in images])
+        self._odds = area / area.sum()
+
+    def batch(self, step: int) -> Batch:
+        """Of a step: the same whenever it is asked for."""
+        config = self._config
+        random = np.random.default_rng([config.seed, step])
+        chosen = random.choice(len(self._images), config.batch, p=self._odds)
+        crops, targets = [], []
+        for image in (self._images[i] for i in chosen):
+            crop, (labels,) = crop_of(
+                image.rgb, [image.labels], config.crop, config.augmentation, random
+            )
+            crops.append(crop)
+            targets.append(self._network.targets(*_renumbered(labels, image.class_id)))
+        seen = recoloured(np.stack(crops), config.augmentation, random)
+        images = np.stack([self._head.normalised(crop) for crop in seen])
+        return Batch(images, {k: np.stack([t[k] for t in targets]) for k in targets[0]})
+
+
+def _renumbered(
+    labels: npt.NDArray[np.integer], class_id: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Labels 1 to N without gaps, with the classes of those that are left."""
+    left, place = np.unique(labels, return_inverse=True)
+    number = np.arange(len(left), dtype=np.int32) + (0 if left[0] == 0 else 1)
+    return number[place].reshape(labels.shape), class_id[left[left > 0] - 1]
+
+
+def nucleus_figures(head: NetworkNuclei, images: Sequence[NucleusImage]) -> dict[str, float]:
+    """Mean over images: "pq", "aji", "f1" at IoU 0.5; each image normalised by itself."""
+    rows = []
+    for image in images:
+        found = head.fitted(image.rgb).segment(image.rgb).labels
+        rows.append(
+            [
+                panoptic_quality(image.labels, found).pq,
+                aggregated_jaccard(image.labels, found),
+                f1_at(image.labels, found),
+            ]
+        )
+    pq, aji, f1 = np.nanmean(np.array(rows), axis=0).tolist()
+    return {"score": pq, "pq": pq, "aji": aji, "f1": f1}
+
+
+def tuned(head: NetworkNuclei, images: Sequence[NucleusImage]) -> NetworkNuclei:
+    """The head with the thresholds, of those its settings have, that do best on the images."""
+    settings: Mapping[str, Any] = head.recipe.settings
+    grid = [
+        {"probability": p, "overlap": o} if "overlap" in settings else {"probability": p}
+        for p in PROBABILITIES
+        for o in (OVERLAPS if "overlap" in settings else (0.0,))
+    ]
+    maps = [(head.fitted(image.rgb).maps(image.rgb), image) for image in images]
+
+    def score(changed: Mapping[str, float]) -> float:
+        found = [
+            head.network.segmentation(m, image.labels.shape, {**settings, **changed}).labels
+            for m, image in maps
+        ]
+        pq = [panoptic_quality(i.labels, f).pq for f, (_, i) in zip(found, maps, strict=True)]
+        return float(np.nanmean(pq))
+
+    best = max(grid, key=score)
+    return replace(head, recipe=replace(head.recipe, settings={**settings, **best}))

@@ -1,0 +1,134 @@
+"""A trained head in one file: safetensors, its record in the header."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import orjson
+
+from coverslip.durable import whole_file
+from coverslip.errors import InvalidConfig, UnknownName
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ARCHITECTURES = {
+    "stardist": "coverslip.heads.stardist:StarDist",
+}
+"""Networks by name: "package.module:function", called with a recipe's arguments."""
+
+KEY = "coverslip"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecipe:
+    """Everything that decides what a head makes of a window, and where it comes from.
+
+    name            how users and stores call it
+    task            "nuclei", "tissue", "tiles", "clicks"
+    architecture    a name in `ARCHITECTURES`, or "package.module:function"
+    arguments       of that function
+    mpp             µm per px it wants
+    classes         in the order of class ids
+    normalisation   "percentile": each channel from its 1st to its 99.8th percentile over the slide
+                    becomes 0 to 1; "imagenet": mean and spread of ImageNet
+    settings        of what is made of the network's maps: thresholds and the like
+    licence, data   of the weights; what they were trained on
+    expected        what is normal on the data it was trained on; see `heads.depth`
+    training        the settings it was trained with
+    """
+
+    name: str
+    task: Literal["nuclei", "tissue", "tiles", "clicks"]
+    architecture: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    mpp: float = 0.5
+    classes: tuple[str, ...] = ("Nucleus",)
+    normalisation: Literal["percentile", "imagenet"] = "percentile"
+    settings: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    data: str = ""
+    expected: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def network(self) -> Any:
+        """A new, untrained network. Raises UnknownName."""
+        place = ARCHITECTURES.get(self.architecture, self.architecture)
+        if ":" not in place:
+            raise UnknownName("head's architecture", self.architecture, ARCHITECTURES)
+        module, _, function = place.partition(":")
+        return getattr(import_module(module), function)(**self.arguments)
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the result, for a stage's hash; the weights have their own."""
+        return {
+            "architecture": self.architecture,
+            "arguments": self.arguments,
+            "mpp": self.mpp,
+            "classes": list(self.classes),
+            "normalisation": self.normalisation,
+            "settings": self.settings,
+        }
+
+
+def save_head(path: Path, recipe: HeadRecipe, network: nn.Module, dtype: Any = None) -> None:
+    """One file, whole or not there. dtype: of floating weights, as torch names it; None keeps."""
+    from safetensors.torch import save_file
+
+    weights = {
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else None).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    with whole_file(path) as aside:
+        save_file(weights, str(aside), {KEY: orjson.dumps(recipe).decode()})
+
+
+def read_recipe(path: Path) -> HeadRecipe:
+    """The record in a head's file, without its weights. Raises InvalidConfig."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "numpy") as file:
+            found: Mapping[str, str] = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InvalidConfig(f"{path}: not a head's file ({error})") from None
+    try:
+        content = orjson.loads(found[KEY])
+        content["classes"] = tuple(content["classes"])
+        return HeadRecipe(**content)
+    except (KeyError, TypeError, orjson.JSONDecodeError):
+        raise InvalidConfig(
+            f"{path}: no record of a head in it\n"
+            "  heads are trained by `coverslip train`, which writes such files"
+        ) from None
+
+
+def load_head(path: Path, device: str = "auto") -> tuple[HeadRecipe, Any, str]:
+    """(recipe, network ready to be used, sha256 of the file). Raises InvalidConfig.
+
+    device   torch's name; "auto" takes a GPU where there is one
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    recipe = read_recipe(path)
+    network = recipe.network()
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    wanted = network.state_dict()
+    if wrong := sorted(
+        {k for k in weights.keys() ^ wanted.keys()}
+        | {k for k in weights.keys() & wanted.keys() if weights[k].shape != wanted[k].shape}
+    ):
+        raise InvalidConfig(f"{path}: {wrong[0]} does not fit a {recipe.architecture}")
+    network.load_state_dict(weights)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    network = network.to(device, memory_format=torch.channels_last)
+    return recipe, network.eval().requires_grad_(False), digest
