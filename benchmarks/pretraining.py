@@ -1,6 +1,7 @@
 """Does pretraining teach? A tiny PLUTO before and after, on tiles it never saw, several seeds.
 
 python benchmarks/pretraining.py SLIDES... --probe TILES [--probe-pattern REGEX] [--seeds 5]
+    [--curve docs/pretraining.png]
 
 Every seed draws its own initial weights, tiles, views and folds. The probe's tiles are of other
 slides, patients and scanners than the training's.
@@ -15,10 +16,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from coverslip.encoders.encoder import Encoder
 from coverslip.encoders.evaluation import few_shot, knn, linear, probe
 from coverslip.encoders.pretrain import PretrainConfig, Pretraining
 from coverslip.engine.config import RunConfig
 from coverslip.engine.labelled_tiles import LabelledTiles
+from coverslip.engine.plots import draw_training
 from coverslip.engine.pretraining import SlideTiles
 
 TINY = PretrainConfig(
@@ -38,7 +41,7 @@ TINY = PretrainConfig(
     small=32,
     small_area=(0.05, 0.3),
     parts=1,
-    stain_jitter=0.1,
+    stain_jitter=0.01,
     blur=0.0,
     steps=200,
     batch=64,
@@ -53,12 +56,13 @@ TINY = PretrainConfig(
     mae=1.0,
     fourier=0.3,
     save_every=1000,
+    probe_every=25,
 )
 
 
-def figures(training: Pretraining, tiles: LabelledTiles, seed: int) -> dict[str, float]:
+def figures(encoder: Encoder, tiles: LabelledTiles, seed: int) -> dict[str, float]:
     """Balanced accuracies of the encoder as it is."""
-    features = training.encoder().encode(tiles.pixels)
+    features = encoder.encode(tiles.pixels)
     return {
         "linear": probe(features, tiles.labels, linear, repeats=5, seed=seed).mean,
         "knn": probe(features, tiles.labels, knn, repeats=5, seed=seed).mean,
@@ -73,6 +77,7 @@ def main() -> None:
     parser.add_argument("--probe-pattern", default="")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=TINY.steps)
+    parser.add_argument("--curve", type=Path, help="PNG of the first seed's terms and probes")
     given = parser.parse_args()
     labelled = LabelledTiles.read(given.probe, given.probe_pattern)
     before: list[dict[str, float]] = []
@@ -83,11 +88,14 @@ def main() -> None:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             training = Pretraining(config, Path(folder))
-            before.append(figures(training, labelled, seed))
+            before.append(figures(training.encoder(), labelled, seed))
             tiles = SlideTiles(given.slides, config, RunConfig(encoder=()))
-            training.run(tiles)
+            wanted = given.curve if seed == 0 else None
+            training.run(tiles, (lambda encoder: figures(encoder, labelled, 0)) if wanted else None)
             tiles.close()
-            after.append(figures(training, labelled, seed))
+            if wanted:
+                draw_training(training.folder / "log.csv", training.folder / "probe.csv", wanted)
+            after.append(figures(training.encoder(), labelled, seed))
         minutes = (time.perf_counter() - started) / 60
         for name in before[-1]:
             print(

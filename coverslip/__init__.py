@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from coverslip.encoders.slide_encoder import load_slide_encoder as load_slide_encoder
     from coverslip.encoders.text import load_text_encoder as load_text_encoder
     from coverslip.encoders.text import zero_shot_classifier as zero_shot_classifier
+    from coverslip.engine.clicks import ClickedObject as ClickedObject
+    from coverslip.engine.clicks import ClickSegmenter as ClickSegmenter
+    from coverslip.engine.clicks import segment_click as segment_click
     from coverslip.engine.config import RunConfig as RunConfig
     from coverslip.engine.run import Run as Run
     from coverslip.errors import CoverslipError as CoverslipError
@@ -51,6 +54,8 @@ __version__ = "0.1.0"
 
 _home = {
     "Box": "wsi.slide",
+    "ClickSegmenter": "engine.clicks",
+    "ClickedObject": "engine.clicks",
     "CoverslipError": "errors",
     "Encoder": "encoders.encoder",
     "EncoderSpec": "encoders.registry",
@@ -74,6 +79,7 @@ _home = {
     "read_geojson": "export.geojson",
     "read_region": "tiling.reading",
     "reference_profile": "kernels.stain_profile",
+    "segment_click": "engine.clicks",
     "stain_sample": "tiling.stain_sample",
     "thumbnail": "tiling.reading",
     "write_geojson": "export.geojson",

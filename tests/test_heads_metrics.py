@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from coverslip.heads.metrics import (
+    Overlaps,
     aggregated_jaccard,
     aggregated_jaccard_plus,
+    by_class,
     dice,
     f1_at,
     panoptic_quality,
@@ -64,3 +68,42 @@ def test_nothing_at_all_is_not_a_number() -> None:
     assert np.isnan(panoptic_quality(empty, empty).pq)
     assert all(measure(empty, some) == measure(some, empty) == 0 for measure in measures)
     assert panoptic_quality(empty, some).pq == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([0.3, 0.5, 0.7]))
+def test_matches_are_those_of_the_package_stardist(seed: int, iou: float) -> None:
+    matching = pytest.importorskip("stardist.matching")
+    random = np.random.default_rng(seed)
+    true = _blobs(random)
+    predicted = np.roll(true, tuple(random.integers(-2, 3, 2)), (0, 1))
+    predicted = np.where(np.isin(predicted, random.integers(1, 30, 6)), 0, predicted)
+    peer = matching.matching(true, predicted, thresh=iou)
+    if peer.n_true + peer.n_pred:
+        assert f1_at(true, predicted, iou) == pytest.approx(peer.f1)
+    peer = matching.matching(true, predicted, thresh=0.5)
+    if peer.tp:  # an IoU of exactly 0.5 is a match there, and none by the definition of PQ
+        tied = (Overlaps.of(true, predicted).iou == 0.5).any()
+        assert tied or panoptic_quality(true, predicted).pq == pytest.approx(peer.panoptic_quality)
+
+
+def _blobs(random: np.random.Generator) -> npt.NDArray[np.int32]:
+    """Some thirty cells of a Voronoi diagram, cut to discs."""
+    centre = random.uniform(0, 48, (30, 2))
+    v, u = np.mgrid[:48, :48]
+    far = np.hypot(v[..., None] - centre[:, 0], u[..., None] - centre[:, 1])
+    return np.where(far.min(axis=2) < 4, far.argmin(axis=2) + 1, 0).astype(np.int32)
+
+
+def test_each_class_by_itself() -> None:
+    true = np.zeros((8, 24), np.int32)
+    for i in range(3):
+        true[2:6, 8 * i + 1 : 8 * i + 5] = i + 1
+    predicted = true.copy()
+    predicted[true == 2] = 0  # the second is missed, and the third called by the wrong class
+    found = by_class(
+        lambda a, b: panoptic_quality(a, b).pq,
+        true, np.array([0, 0, 1]), np.where(predicted == 3, 2, predicted), np.array([0, 2]), 4,
+    )  # fmt: skip
+    # class 0: one of two found: DQ = 2 / 3; class 1 missed; class 2 invented; class 3 unknown here
+    np.testing.assert_allclose(found, [2 / 3, 0, 0, np.nan])

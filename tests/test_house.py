@@ -17,6 +17,7 @@ REPOSITORY = PACKAGE.parent
 FLOORS = {
     "errors": -2,
     "durable": -1,
+    "settings": -1,
     "wsi": 0,
     "kernels": 0,
     "tiling": 1,

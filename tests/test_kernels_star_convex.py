@@ -8,7 +8,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coverslip.kernels.star_convex import star_labels, star_vertices, surviving_stars
+from coverslip.kernels.star_convex import ray_distances, star_labels, star_vertices, surviving_stars
 
 
 def stars(
@@ -115,3 +115,35 @@ def test_what_is_no_star_is_refused() -> None:
     for bad in (np.zeros((3, 32)), np.full((3, 32), np.nan), np.ones((2, 32)), np.ones((3, 2))):
         with pytest.raises(ValueError, match=r"distances|rows|wanted"):
             surviving_stars(centre, bad, probability, 0.5)
+
+
+@st.composite
+def label_images(draw: st.DrawFn) -> np.ndarray:
+    """Small ones: blocks of a few labels, so that rays leave one straight into another."""
+    h, w = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    block = draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    coarse = rng.integers(0, 4, (-(-h // block), -(-w // block)), np.int32)
+    return np.ascontiguousarray(coarse.repeat(block, 0).repeat(block, 1)[:h, :w])
+
+
+RAYS_AND_STEP = (st.sampled_from([4, 5, 7, 8, 32]), st.sampled_from([1, 2, 3]))
+"""No multiples of 3: a sine of exactly 1/2 ends midway between pixels, and the last bit decides."""
+
+
+@settings(max_examples=60, deadline=None)
+@given(label_images(), *RAYS_AND_STEP)
+def test_distances_mean_the_same_everywhere(labels: np.ndarray, rays: int, step: int) -> None:
+    a, b = (ray_distances(labels, rays, step, backend=name) for name in ("numpy", "numba"))  # type: ignore[arg-type]
+    assert a.shape == (-(-labels.shape[0] // step), -(-labels.shape[1] // step), rays)
+    assert a.dtype == b.dtype == np.float32
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(label_images(), *RAYS_AND_STEP)
+def test_distances_are_stardists(labels: np.ndarray, rays: int, step: int) -> None:
+    geometry = pytest.importorskip("stardist.geometry")
+    theirs = geometry.star_dist(labels.astype(np.uint16), rays, grid=(step, step))
+    ours = ray_distances(labels, rays, step)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)

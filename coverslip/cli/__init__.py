@@ -1,10 +1,10 @@
 """The command line: parse, call one function, show progress.
 
 A command is one file in this folder, with a function of the file's own name that Typer can read:
-`cli/info.py` holds `def info(...)` and is `coverslip info`; its docstring is its help. Files
-without such a function are no commands. A command imports what is heavy inside its function,
-raises CoverslipError for trouble with the user's data, and `typer.Exit(1)` where only a part
-went wrong.
+`cli/info.py` holds `def info(...)` and is `coverslip info`; its docstring is its help. A Typer of
+that name is a command of commands, such as `coverslip train`. Files without either are no
+commands. A command imports what is heavy inside its function, raises CoverslipError for trouble
+with the user's data, and `typer.Exit(1)` where only a part went wrong.
 
 Exit codes: 0 all done, 1 something failed and was reported, 2 the command line means nothing.
 """
@@ -85,7 +85,10 @@ def _program(arguments: Sequence[str]) -> typer.Typer:
     asked = next((argument for argument in arguments if not argument.startswith("-")), "")
     for name in [asked] if asked in modules else sorted(modules):
         module = import_module(f"{__name__}.{modules[name]}")
-        if callable(command := getattr(module, modules[name], None)):
+        command = getattr(module, modules[name], None)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        elif callable(command):
             app.command(name)(command)
     return app
 

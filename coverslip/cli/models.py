@@ -1,4 +1,4 @@
-"""`coverslip models`: which encoders are known, their recipes, and their weights."""
+"""`coverslip models`: which encoders are known, their recipes, their weights; others' models."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ from coverslip.encoders.slide_registry import (
 )
 from coverslip.errors import InvalidConfig, UnknownName
 
-Action = Literal["list", "info", "fetch", "verify"]
+Action = Literal["list", "info", "fetch", "verify", "convert"]
 
 
 def models(
-    action: Annotated[Action, typer.Argument(help="list, info, fetch or verify.")] = "list",
+    action: Annotated[
+        Action, typer.Argument(help="list, info, fetch, verify or convert.")
+    ] = "list",
     name: Annotated[
         str,
         typer.Argument(
-            help="An encoder's name; for list, a part of names, or a pattern with * and ?.",
+            help="An encoder's name; for list, a part of names, or a pattern with * and ?; for "
+            "convert, a model of the package stardist: its folder, zip or HDF5 weights.",
             show_default=False,
         ),
     ] = "",
+    out: Annotated[
+        Path | None, typer.Argument(help="For convert: the .safetensors to write.")
+    ] = None,
     weights: Annotated[
         str | None, typer.Option("--weights", help="A checkpoint, or a folder of them.")
     ] = None,
@@ -41,11 +47,42 @@ def models(
         bool,
         typer.Option("--trust-remote-code", help="For verify: run a network that comes as code."),
     ] = False,
+    head_name: Annotated[
+        str, typer.Option("--name", help="For convert: what stores call it. [the file's name]")
+    ] = "",
+    mpp: Annotated[
+        float, typer.Option("--mpp", help="For convert: µm per px of what it was trained on.")
+    ] = 0.5,
+    class_name: Annotated[
+        str, typer.Option("--class", help="For convert: what it finds.")
+    ] = "Nucleus",
+    licence: Annotated[
+        str, typer.Option("--licence", help="For convert: of the weights, to be kept with them.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON value, for machines.")] = False,
 ) -> None:
-    """Show encoders and recipes; fetch weights from the hub; verify a checkpoint."""
+    """Show encoders and recipes; fetch weights from the hub; verify a checkpoint; convert StarDist.
+
+    convert makes a nucleus head of a model trained by the package stardist.
+    """
     if action == "list":
         _list(name, as_json)
+        return
+    if action == "convert":
+        if not name or out is None:
+            raise InvalidConfig(
+                "models convert needs a model and the file to write, for example\n"
+                "  coverslip models convert 2D_versatile_he.zip versatile.safetensors"
+            )
+        from coverslip.heads.keras_weights import convert_stardist
+
+        recipe = convert_stardist(
+            Path(name), out, name=head_name or out.stem, mpp=mpp, classes=(class_name,),
+            licence=licence,
+        )  # fmt: skip
+        limits = ", ".join(f"{k} {v:g}" for k, v in recipe.settings.items())
+        print(f"{out}: {recipe.name}, StarDist at {recipe.mpp:g} µm/px, {limits}")
+        print(f"  use it: --nuclei {out}")
         return
     if not name:
         raise InvalidConfig(f"models {action} needs an encoder's name; see: coverslip models list")

@@ -78,7 +78,23 @@ ReplaceFeatures = Annotated[
         help="Embed again where another recipe of that name did. [keep]",
     ),
 ]
-Nuclei = Annotated[str | None, typer.Option("--nuclei", help="Nucleus model: watershed.")]
+Nuclei = Annotated[
+    str | None,
+    typer.Option(
+        "--nuclei", help="Nucleus model: default, watershed, or a trained head's .safetensors."
+    ),
+]
+NucleusViews = Annotated[
+    int | None,
+    typer.Option(
+        "--nucleus-views",
+        help="Look for each nucleus again in so many turned views, 0 to 7: its agreement. [0]",
+    ),
+]
+TissueMap = Annotated[
+    str | None,
+    typer.Option("--tissue-map", help="Map the tissue's classes: a trained head's .safetensors."),
+]
 Pixels = Annotated[
     str | None, typer.Option("--pixels", help="Keep the tiles' pixels: none, jpeg, lossless.")
 ]

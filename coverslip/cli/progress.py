@@ -76,7 +76,7 @@ class RunProgress(_Bars):
 
 
 class TrainingProgress(_Bars):
-    """A bar over the steps of a training, with its loss and tiles per second."""
+    """A bar over the steps of a training, with its loss and tiles or images per second."""
 
     def __init__(self, total: int, shown: bool = True) -> None:
         super().__init__(shown)
@@ -84,7 +84,8 @@ class TrainingProgress(_Bars):
 
     def observe(self, done: int, total: int, row: Mapping[str, float]) -> None:
         """A training's observer."""
-        figures = f"loss {row['loss']:.3f}  {row['tiles_per_second']:.0f} tiles/s"
+        speed = next(k for k in ("tiles_per_second", "images_per_second") if k in row)
+        figures = f"loss {row['loss']:.3f}  {row[speed]:.0f} {speed.split('_')[0]}/s"
         self._progress.update(self._task, completed=done, total=total, figures=figures)
 
 

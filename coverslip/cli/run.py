@@ -31,6 +31,8 @@ def run(
     trust_remote_code: options.TrustRemoteCode = None,
     replace_features: options.ReplaceFeatures = None,
     nuclei: options.Nuclei = None,
+    nucleus_views: options.NucleusViews = None,
+    tissue_map: options.TissueMap = None,
     pixels: options.Pixels = None,
     image: options.Image = None,
     export: options.Export = None,

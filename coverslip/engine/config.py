@@ -46,7 +46,10 @@ class RunConfig:
         trust_remote_code  run the code that some encoders' repositories hold
         replace_features   embed again where the store holds what another recipe or other weights of
                            the same name made, instead of refusing
-        nuclei             nucleus model by name; empty for none
+        nuclei             nucleus model by name, or its file; empty for none
+        nucleus_views      turned and mirrored views, 0 to 7, in which each nucleus is looked for
+                           again, to tell how sure the model is of it
+        tissue_map         file of a tissue map, as `coverslip train tissue` writes it; empty for none
         pixels             keep the tiles' pixels in the store: none, jpeg or lossless
         image              keep the slide as an OME-NGFF 0.5 pyramid in the store: none; carried
                            (JPEG tiles as they are); portable (any Zarr reader opens it, larger)
@@ -88,6 +91,8 @@ class RunConfig:
     trust_remote_code: bool = False
     replace_features: bool = False
     nuclei: str = ""
+    nucleus_views: int = 0
+    tissue_map: str = ""
     pixels: Pixels = "none"
     image: Image = "none"
     export: tuple[str, ...] = ()
@@ -113,6 +118,9 @@ class RunConfig:
         )
         _require(0 <= self.min_tissue <= 1, f"min-tissue must be 0 to 1, got {self.min_tissue}")
         _require(0 <= self.batch <= 4096, f"batch must be 0 to 4096, got {self.batch}")
+        _require(
+            0 <= self.nucleus_views <= 7, f"nucleus-views must be 0 to 7, got {self.nucleus_views}"
+        )
         _require(self.threads >= 0, f"threads must not be negative, got {self.threads}")
         _require(self.read_timeout > 0, f"read-timeout must be above 0, got {self.read_timeout}")
         if self.assume_mpp is not None:

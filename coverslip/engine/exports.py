@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coverslip.durable import whole_file
+from coverslip.engine.class_colours import class_colours
 from coverslip.engine.clock import Clock
+from coverslip.engine.heat_map import picture_of
 from coverslip.engine.result import SlideResult
+from coverslip.engine.tissue_map_export import StoredMap, draw_map, map_areas, stored_maps
 from coverslip.export.geojson import (
     MEASUREMENT_NAMES,
     PolygonColumns,
@@ -101,29 +105,81 @@ def write_exports(
     stored = StoredSlide(store, result.slide, context.output)
     changed = False
     for format in context.config.export:
-        stage, needs = f"export/{format}", _needs(store)
-        parameters = {"format": format}
-        if store.is_current(stage, parameters, needs=needs):
-            files = list(store.group(stage).attrs["files"])
-            if all((context.output / file).exists() for file in files):
-                result.files.extend(files)
-                continue
-        with clock(f"export {format}"), store.stage(stage, parameters, needs=needs) as writer:
-            paths = WRITERS[format](stored)
-            files = sorted(path.relative_to(context.output).as_posix() for path in paths)
-            writer.finish({"files": files})
-        result.files.extend(files)
-        changed = True
+
+        def write(format: str = format) -> list[Path]:
+            with clock(f"export {format}"):
+                return sorted(WRITERS[format](stored), key=Path.as_posix)
+
+        written, files = written_once(
+            store, f"export/{format}", {"format": format}, _needs(store), context.output, write
+        )
+        result.files.extend(file.relative_to(context.output).as_posix() for file in files)
+        changed |= written
     return changed
 
 
+def draw_maps(store: SlideStore, folder: Path, clock: Clock, result: SlideResult) -> bool:
+    """`report/<slide>/maps/<model>.png` of every tissue map; True if anything was written."""
+    changed = False
+    for stage in stored_maps(store):
+        pictures = folder / "report" / result.slide
+
+        def write(stage: str = stage, pictures: Path = pictures) -> list[Path]:
+            title = f"{result.slide}: {stage.removeprefix('maps/')}"
+            with clock("tissue map's picture"), whole_file(pictures / f"{stage}.png") as aside:
+                draw_map(aside, store, stage, title, picture_of(pictures / "overview.jpg"))
+            return [pictures / f"{stage}.png"]
+
+        record = f"export/{stage.replace('/', '.')}"
+        drawn, files = written_once(
+            store, record, {"format": "png"}, [stage, "tissue"], folder, write
+        )
+        result.files.extend(file.relative_to(folder).as_posix() for file in files)
+        changed |= drawn
+    return changed
+
+
+def written_once(
+    store: SlideStore,
+    record: str,
+    parameters: Mapping[str, Any],
+    needs: Sequence[str],
+    folder: Path,
+    write: Callable[[], list[Path]],
+) -> tuple[bool, list[Path]]:
+    """The files that stage `record` stands for: written where they are absent or stale.
+
+    folder   below which all of them are
+
+    Returns (whether they were written now, the files).
+    """
+    if store.is_current(record, parameters, needs=needs):
+        files = [folder / file for file in store.group(record).attrs["files"]]
+        if all(file.exists() for file in files):
+            return False, files
+    with store.stage(record, parameters, needs=needs) as writer:
+        files = write()
+        writer.finish({"files": [file.relative_to(folder).as_posix() for file in files]})
+    return True, files
+
+
+ANSWERS = ("export/", "prompts/", "classes/")
+"""Stages whose exports are their own, and so are those of what stands on them."""
+
+
 def _needs(store: SlideStore) -> list[str]:
-    """What run exports show; answers to prompts have exports of their own."""
-    return [name for name in store.stages() if not name.startswith(("export/", "prompts/"))]
+    """What run exports show."""
+    return [
+        name
+        for name in store.stages()
+        if not name.startswith(ANSWERS)
+        and not any(need.startswith(ANSWERS) for need in store.record(name).needs)
+    ]
 
 
 def export_geojson(stored: StoredSlide) -> list[Path]:
-    """`geojson/<slide>.<what>.geojson.gz` for tissue, each tile grid and each nucleus model."""
+    """`geojson/<slide>.<what>.geojson.gz` for tissue, each tile grid, each
+    nucleus model and each tissue map."""
     store, folder = stored.store, stored.folder / "geojson"
     tissue = Tissue.from_store(store.group("tissue"))
     written = [
@@ -147,6 +203,15 @@ def export_geojson(stored: StoredSlide) -> list[Path]:
         path = folder / f"{stored.slide_id}.nuclei_{model}.geojson.gz"
         columns = _nucleus_columns(store.group(stage), model)
         written.append(write_geojson(path, columns, slide=stored.slide_id, bounds=stored.bounds))
+    for stage in stored_maps(store):
+        found = StoredMap.of(store, stage)
+        path = folder / f"{stored.slide_id}.tissuemap_{found.name}.geojson.gz"
+        colours = class_colours(found.classes)
+        written.append(
+            write_geojson(
+                path, map_areas(found), slide=stored.slide_id, bounds=stored.bounds, colors=colours
+            )
+        )
     return [path for result in written for path in result.paths]
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from coverslip.engine.clock import Clock
+from coverslip.engine.colour_sample import SAMPLE_PX, SAMPLE_WINDOWS, colour_sample, outward
 from coverslip.engine.config import RunConfig
 from coverslip.engine.outputs import Output
 from coverslip.heads.instances import Nuclei, concatenate, nuclei_in_window, own_windows
 from coverslip.heads.registry import NucleusHead
-from coverslip.tiling.reading import read_window
 from coverslip.tiling.store import StageWriter
 from coverslip.tiling.stream import WindowBatch
 from coverslip.tiling.tissue import Tissue
@@ -29,8 +29,6 @@ OWN_PX = 1024
 """Side of the part of a window that owns its nuclei, in px at the head's resolution."""
 BLOCK = 16
 """Windows per durable block."""
-SAMPLE_WINDOWS = 12
-"""Windows from which the slide's stain levels are estimated."""
 
 
 def nucleus_parameters(head: NucleusHead, config: RunConfig) -> dict[str, Any]:
@@ -38,7 +36,7 @@ def nucleus_parameters(head: NucleusHead, config: RunConfig) -> dict[str, Any]:
     return {
         "model": head.name,
         "settings": head.parameters,
-        "windows": {"own_px": OWN_PX, "sample": SAMPLE_WINDOWS},
+        "windows": {"own_px": OWN_PX, "sample": [SAMPLE_WINDOWS, SAMPLE_PX]},
         "on_bad_tile": config.on_bad_tile,
     }
 
@@ -60,30 +58,18 @@ class NucleusOutput(Output):
         self._size = slide.size
         halo = int(np.ceil(head.context_um / head.mpp / head.multiple)) * head.multiple
         origins, own = own_windows(slide.size, self._scale, OWN_PX, halo)
-        touched = tissue.fraction(_outward(own)) > 0
+        touched = tissue.fraction(outward(own)) > 0
         self._own = own[touched]
         side = OWN_PX + 2 * halo
         self.windows = Windows(origins[touched], (side, side), self._scale)
         with clock("stain levels"):
-            self._head = head.fitted(self._sample(slide))
+            self._head = head.fitted(colour_sample(slide, tissue, self._scale))
         self.start = min(writer.done_blocks * BLOCK, len(self._own))
         self._number = writer.done_blocks
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="nuclei")
         self._pending: deque[Future[Nuclei]] = deque()
         self._limit = 2 * threads
         self._found: list[Nuclei] = []
-
-    def _sample(self, slide: Slide) -> npt.NDArray[np.uint8]:
-        """[S, 256, 256, 3] pixels from the middle of evenly spread windows."""
-        count = len(self._own)
-        chosen = np.unique(np.linspace(0, count - 1, min(SAMPLE_WINDOWS, count)).astype(np.int64))
-        half = (self.windows.size[0] - 256) / 2
-        corners = self.windows.origins[chosen] + np.array(self._scale) * half
-        patches = [
-            read_window(slide, (x, y), (256, 256), self._scale, on_bad_tile="blank")
-            for x, y in corners.tolist()
-        ]
-        return np.stack(patches) if patches else np.empty((0, 256, 256, 3), np.uint8)
 
     def take(self, batch: WindowBatch) -> None:
         for i, window in zip(batch.index.tolist(), batch.pixels, strict=True):
@@ -119,10 +105,3 @@ class NucleusOutput(Output):
 
     def abandon(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _outward(boxes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """[N, 4] x, y, w, h grown to whole level-0 pixels."""
-    corner = np.floor(boxes[:, :2])
-    far = np.ceil(boxes[:, :2] + boxes[:, 2:])
-    return np.concatenate([corner, far - corner], axis=1).astype(np.int64)

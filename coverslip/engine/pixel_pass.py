@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -20,7 +20,10 @@ from coverslip.engine.outputs import (
 )
 from coverslip.engine.result import SlideResult
 from coverslip.engine.survey import Survey
+from coverslip.engine.tissue_map_output import TissueMapOutput, tissue_map_parameters
 from coverslip.errors import RecipeMismatch, printable
+from coverslip.heads.depth import remarks
+from coverslip.tiling.assembly import source_for
 from coverslip.tiling.store import SlideStore
 from coverslip.tiling.stream import StreamCounters, stream_windows
 from coverslip.wsi.slide import Slide
@@ -51,10 +54,16 @@ def run_pixel_pass(
     with ExitStack() as stages:
         over_tiles = _tile_outputs(store, survey, context, clock, stages, result, normalizer)
         nuclei = _nucleus_output(slide, store, survey, context, clock, stages)
-        outputs: list[Output] = [*over_tiles, *([nuclei] if nuclei else [])]
+        tissue_map = _tissue_map_output(slide, store, survey, context, clock, stages)
+        groups = [
+            _Group("tiles", over_tiles, STREAM_BATCH),
+            _Group("nuclei", [nuclei] if nuclei else [], 1),
+            _Group("tissue map", [tissue_map] if tissue_map else [], 1),
+        ]
+        outputs = [output for group in groups for output in group.outputs]
         if outputs:
             try:
-                _stream(slide, over_tiles, nuclei, context, clock, result)
+                _stream(slide, survey, groups, context, clock, result)
             except BaseException:
                 for output in outputs:
                     output.abandon()
@@ -65,7 +74,10 @@ def run_pixel_pass(
                 if isinstance(output, FeatureOutput):
                     result.flags += output.remarks()
     if head := context.nucleus_head:
-        result.nuclei = store.group(f"nuclei/{head.name}")["centroid"].shape[0]
+        found = store.group(f"nuclei/{head.name}")
+        result.nuclei = found["centroid"].shape[0]
+        sure = {name: found[name][:] for name in head.expected}
+        result.flags += remarks(head.name, sure, head.expected)
     return any(not isinstance(output, SampleOutput) for output in outputs)
 
 
@@ -176,32 +188,110 @@ def _nucleus_output(
     return NucleusOutput(slide, survey.tissue, stage, head, context.threads, clock)
 
 
+def _tissue_map_output(
+    slide: Slide,
+    store: SlideStore,
+    survey: Survey,
+    context: RunContext,
+    clock: Clock,
+    stages: ExitStack,
+) -> TissueMapOutput | None:
+    head = context.tissue_head
+    if head is None:
+        return None
+    name, parameters = f"maps/{head.name}", tissue_map_parameters(head, context.config)
+    if store.is_current(name, parameters, needs=["tissue"]):
+        return None
+    stage = stages.enter_context(store.stage(name, parameters, needs=["tissue"]))
+    return TissueMapOutput(slide, survey.tissue, stage, head, clock)
+
+
+class _Group(NamedTuple):
+    """Outputs over the same windows, so many of which are handed over together."""
+
+    name: str
+    outputs: Sequence[Output]
+    batch: int
+
+
 def _stream(
     slide: Slide,
-    over_tiles: Sequence[Output],
-    nuclei: NucleusOutput | None,
+    survey: Survey,
+    groups: Sequence[_Group],
     context: RunContext,
     clock: Clock,
     result: SlideResult,
 ) -> None:
-    """Walk the slide once; hand each batch to the outputs that still need it."""
-    groups: list[Sequence[Output]] = [g for g in (over_tiles, [nuclei] if nuclei else []) if g]
-    starts = [min(output.start for output in group) for group in groups]
-    requests = [
-        group[0].windows.at(slice(start, None)) for group, start in zip(groups, starts, strict=True)
-    ]
-    totals = [len(group[0].windows.origins) for group in groups]
-    labels = ["tiles" if group is over_tiles else "nuclei" for group in groups]
-    counters = StreamCounters()
+    """Walk the slide; hand each batch to the outputs that still need it.
+
+    All that is read from one level of the pyramid is read together, so that nothing is decoded
+    twice. A tissue map from a coarser level than the others goes by itself: its windows, which
+    measure millimetres, would hold that much of the finer level in memory.
+    """
+    scales = _configured_scales(slide, survey, context)
+    level = source_for(slide, min(scales["tiles"] + scales["nuclei"], default=(1.0, 1.0))).level
+    apart = any(source_for(slide, scale).level != level for scale in scales["tissue map"])
+    near = ("tiles", "nuclei") if apart else tuple(scales)
     bad: set[tuple[int, int, int]] = set()
+    for names in (near, ("tissue map",) if apart else ()):
+        walk = [group for group in groups if group.outputs and group.name in names]
+        beside = [scale for name in names for scale in scales[name]]
+        if walk:
+            _walk(slide, walk, beside, bad, context, clock, result)
+    result.bad_tiles = len(bad)
+    if bad:
+        result.flags.append(
+            f"{len(bad)} native tiles could not be decoded and were taken as background"
+        )
+    result.bottleneck = clock.slowest().replace("waiting for pixels", "reading and decoding")
+
+
+def _configured_scales(
+    slide: Slide, survey: Survey, context: RunContext
+) -> dict[str, list[tuple[float, float]]]:
+    """By group, level-0 px per px of its windows; none where it is not asked for.
+
+    What is complete already counts as well: a resumed run cuts its pixels from the same source.
+    """
+    config = context.config
+    tiles = config.quality or config.encoder or config.pixels != "none"
+    mpp = {"nuclei": context.nucleus_head, "tissue map": context.tissue_head}
+    return {
+        "tiles": [survey.grid.scale] if tiles and len(survey.grid.boxes) else [],
+        **{
+            name: [(head.mpp / slide.mpp[0], head.mpp / slide.mpp[1])] if head else []
+            for name, head in mpp.items()
+        },
+    }
+
+
+def _walk(
+    slide: Slide,
+    groups: Sequence[_Group],
+    beside: Sequence[tuple[float, float]],
+    bad: set[tuple[int, int, int]],
+    context: RunContext,
+    clock: Clock,
+    result: SlideResult,
+) -> None:
+    """One stream over the windows of all groups; native tiles that are `bad` are added."""
+    starts = [min(output.start for output in group.outputs) for group in groups]
+    requests = [
+        group.outputs[0].windows.at(slice(start, None))
+        for group, start in zip(groups, starts, strict=True)
+    ]
+    totals = [len(group.outputs[0].windows.origins) for group in groups]
+    counters = StreamCounters()
+    busy = any(output.uses_all_processors for group in groups for output in group.outputs)
     batches = stream_windows(
         slide,
         requests,
-        batch=[STREAM_BATCH if group is over_tiles else 1 for group in groups],
+        batch=[group.batch for group in groups],
         threads=context.threads,
-        ahead=0 if any(output.uses_all_processors for output in over_tiles) else 2,
+        ahead=0 if busy else 2,
         on_bad_tile="raise" if context.config.on_bad_tile == "fail" else "blank",
         counters=counters,
+        beside=beside,
     )
     with closing(batches):  # an exception below ends the stream's threads at once
         while True:
@@ -213,18 +303,13 @@ def _stream(
                 if (place := (error.level, error.column, error.row)) not in bad:
                     bad.add(place)
                     context.journal.write("bad tile", slide=result.slide, problem=error.problem)
+            group = groups[batch.request]
             batch = dataclasses.replace(batch, index=batch.index + starts[batch.request])
-            for output in groups[batch.request]:
+            for output in group.outputs:
                 if batch.index[-1] >= output.start:
                     output.take(batch.since(output.start))
             done = int(batch.index[-1]) + 1
-            context.observer(result.slide, labels[batch.request], done, totals[batch.request])
-    result.bad_tiles = len(bad)
-    if bad:
-        result.flags.append(
-            f"{len(bad)} native tiles could not be decoded and were taken as background"
-        )
+            context.observer(result.slide, group.name, done, totals[batch.request])
     context.journal.write(
         "pixel pass", slide=result.slide, seconds=clock.seconds, stream=dataclasses.asdict(counters)
     )
-    result.bottleneck = clock.slowest().replace("waiting for pixels", "reading and decoding")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Of Okabe and Ito (2008): told apart by colour-blind readers, too."""
+PANELS = 4
+"""Side by side."""
 SMOOTHED = 25
 """Steps over which a training's losses are averaged in its curve."""
 
@@ -53,8 +55,13 @@ def draw_bars(
     figures   row -> panel -> (value, low, high)
     """
     names = list(figures)
-    figure, axes = _figure(1, len(panels), (3.2 * len(panels), 0.6 + 0.42 * len(names)))
-    for axis, panel in zip(axes, panels, strict=True):
+    columns = min(len(panels), PANELS)
+    rows = -(-len(panels) // columns)
+    height = rows * (0.9 + 0.3 * len(names))
+    figure, axes = _figure(rows, columns, (0.8 + 2.5 * columns, height))
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for number, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
         for i, name in enumerate(names):
             if panel not in figures[name]:
                 continue
@@ -62,7 +69,7 @@ def draw_bars(
             axis.barh(i, value, color=COLOURS[i % len(COLOURS)], height=0.7)
             axis.plot([low, high], [i, i], color="black", linewidth=1)
             axis.text(0.01, i, f"{value:.3f}", va="center", ha="left", color="white", fontsize=8)
-        axis.set_yticks(range(len(names)), names if axis is axes[0] else [""] * len(names))
+        axis.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names))
         axis.invert_yaxis()
         axis.set_title(panel, fontsize=9)
         axis.set_xlabel(label, fontsize=8)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coverslip.durable import replace_file
 from coverslip.engine.clock import Clock
 from coverslip.engine.config import RunConfig
-from coverslip.engine.exports import write_exports
+from coverslip.engine.exports import draw_maps, write_exports
 from coverslip.engine.journal import Journal
 from coverslip.engine.opening import open_for_run
 from coverslip.engine.pixel_pass import run_pixel_pass
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder
     from coverslip.encoders.slide_encoder import SlideEncoder
     from coverslip.heads.registry import NucleusHead
+    from coverslip.heads.tissue_map import TissueHead
     from coverslip.kernels.stain_profile import StainProfile
 
 SOUND = {"tissue", "background", "unlabelled"}
@@ -94,8 +95,16 @@ class RunContext:
         """The configured nucleus model, loaded once."""
         from coverslip.heads.registry import load_nucleus_head
 
-        name = self.config.nuclei
-        return load_nucleus_head(name, self.device) if name else None
+        name, views = self.config.nuclei, self.config.nucleus_views
+        return load_nucleus_head(name, self.device, views) if name else None
+
+    @cached_property
+    def tissue_head(self) -> TissueHead | None:
+        """The configured tissue map, loaded once."""
+        from coverslip.heads.tissue_map import TissueHead
+
+        path = self.config.tissue_map
+        return TissueHead.load(Path(path), self.device) if path else None
 
     @cached_property
     def stain_target(self) -> StainProfile:
@@ -143,6 +152,7 @@ def _run_stages(
     _flag_quality(store, survey, result)
     _flag_artefacts(store, survey, context, result)
     changed |= _keep_image(slide, store, context, clock, result)
+    changed |= draw_maps(store, context.output, clock, result)
     changed |= write_exports(store, context, clock, result)
     if survey.tissue.is_empty or not len(survey.grid.boxes):
         result.status = "no tissue"

@@ -30,6 +30,7 @@ from coverslip.encoders.text import (
     similarity,
     text_spec,
 )
+from coverslip.engine.exports import written_once
 from coverslip.engine.heat_map import draw_heat_map
 from coverslip.errors import (
     CoverslipError,
@@ -234,18 +235,14 @@ def _export(
     record = f"export/{stage.replace('/', '.')}"
     tiles = f"tiles/{stage.rpartition('@')[2]}"
     needs, parameters = [stage, tiles, "tissue"], {"formats": sorted(prompts.formats)}
-    if store.is_current(record, parameters, needs=needs):
-        files = [prompts.output / file for file in store.group(record).attrs["files"]]
-        if all(file.exists() for file in files):
-            return False, files
-    with store.stage(record, parameters, needs=needs) as writer:
-        files = []
-        if "png" in prompts.formats:
-            files += _draw(store, stage, slide_id, prompts)
+
+    def write() -> list[Path]:
+        files = _draw(store, stage, slide_id, prompts) if "png" in prompts.formats else []
         if "geojson" in prompts.formats:
             files += _write_objects(store, stage, slide_id, prompts)
-        writer.finish({"files": [file.relative_to(prompts.output).as_posix() for file in files]})
-    return True, files
+        return files
+
+    return written_once(store, record, parameters, needs, prompts.output, write)
 
 
 def _draw(store: SlideStore, stage: str, slide_id: str, prompts: Prompts) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,3 +116,29 @@ def f1_at(true: Labels, predicted: Labels, iou: float = 0.5) -> float:
     good = overlaps.iou >= iou
     t, p = linear_sum_assignment(-good.astype(np.int64))
     return float(2 * np.count_nonzero(good[t, p]) / objects)
+
+
+Metric = Callable[[Labels, Labels], float]
+
+
+def by_class(
+    metric: Metric,
+    true: Labels,
+    true_class: npt.NDArray[np.integer],
+    predicted: Labels,
+    predicted_class: npt.NDArray[np.integer],
+    classes: int,
+) -> npt.NDArray[np.float64]:
+    """A metric for the objects of each class alone, float64 [classes]; nan where there is neither
+    a true nor a predicted one. Their `np.nanmean` is what PanNuke calls mPQ, with PQ as metric.
+
+    true_class, predicted_class   class ids of labels 1 to N
+    """
+
+    def only(labels: Labels, class_id: npt.NDArray[np.integer], wanted: int) -> Labels:
+        return np.where(np.append(False, class_id == wanted)[labels], labels, 0)
+
+    return np.array(
+        [metric(only(true, true_class, c), only(predicted, predicted_class, c))
+         for c in range(classes)]
+    )  # fmt: skip

@@ -2,77 +2,49 @@
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.heads.recipe import HeadRecipe, load_head
-from coverslip.heads.segmentation import Maps, NucleusNetwork, Segmentation
-from coverslip.kernels.stain import DAB, EOSIN, HEMATOXYLIN, stain_concentration, stain_matrix
-
-RGB = npt.NDArray[np.uint8]
-Range = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-LOW, HIGH = 1.0, 99.8
-"""Percentiles of each channel that become 0 and 1, as StarDist's models were trained."""
-MATRIX = stain_matrix(HEMATOXYLIN, EOSIN, DAB)
-IMAGENET: Range = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-"""Mean and spread, grey levels."""
+from coverslip.errors import InvalidConfig
+from coverslip.heads.depth import agreement
+from coverslip.heads.network_head import RGB, NetworkHead
+from coverslip.heads.recipe import load_head
+from coverslip.heads.segmentation import NucleusNetwork, Segmentation
+from coverslip.heads.watershed import MATRIX
+from coverslip.kernels.stain import stain_concentration
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkNuclei:
+class NetworkNuclei(NetworkHead):
     """A nucleus head that is a network; many threads may use one.
 
-    recipe    what it is
-    network   torch, in its place, not training
-    sha256    of the weights' file
-    span      (subtract, divide by) for each channel, grey levels; set by `fitted`
+    views   turned and mirrored views in which each nucleus is looked for again, 0 to 7
     """
 
-    recipe: HeadRecipe
     network: NucleusNetwork
-    sha256: str
-    span: Range | None = None
-    _turn: Any = field(default_factory=threading.Lock, repr=False, compare=False)
+    views: int = 0
 
     @classmethod
-    def load(cls, path: Path, device: str = "auto") -> NetworkNuclei:
+    def load(cls, path: Path, device: str = "auto", views: int = 0) -> NetworkNuclei:
         """From a head's file. Raises InvalidConfig."""
-        return cls(*load_head(path, device))
+        recipe, network, sha256 = load_head(path, device)
+        if recipe.task != "nuclei":
+            raise InvalidConfig(f"{path}: is a head for {recipe.task}, not for nuclei")
+        return cls(recipe, network, sha256, views=views)
 
     @property
-    def name(self) -> str:
-        return self.recipe.name
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.recipe.classes
-
-    @property
-    def mpp(self) -> float:
-        return self.recipe.mpp
-
-    @property
-    def multiple(self) -> int:
-        """Windows at multiples of this many px of one lattice are seen alike."""
-        return self.network.multiple
-
-    @property
-    def context_um(self) -> float:
-        return self.network.reach * self.mpp
+    def expected(self) -> dict[str, float]:
+        """Least medians of a slide's nuclei on which the model is in its depth."""
+        return {k: v for k, v in self.recipe.expected.items() if self.views or k != "agreement"}
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {**self.recipe.deciding(), "weights_sha256": self.sha256}
-
-    def fitted(self, sample: npt.NDArray[np.uint8]) -> NetworkNuclei:
-        """Normalised by sampled pixels of the slide's tissue, uint8 [..., 3]."""
-        return replace(self, span=percentile_span(sample), _turn=self._turn)
+        looked = {"views": self.views} if self.views else {}
+        return {**self.recipe.deciding(), "weights_sha256": self.sha256, **looked}
 
     def intensity(self, rgb: RGB) -> npt.NDArray[np.float32]:
         """Haematoxylin concentration, float32 [H, W]."""
@@ -80,39 +52,25 @@ class NetworkNuclei:
 
     def segment(self, rgb: RGB) -> Segmentation:
         """uint8 [H, W, 3] at `mpp`."""
-        maps = self.maps(rgb)
+        found = self._segmented(rgb)
+        if not self.views:
+            return found
+        again = [
+            _turned_back(self._segmented(_turned(rgb, view)).labels, view)
+            for view in range(1, self.views + 1)
+        ]
+        return found._replace(agreement=agreement(found.labels, again))
+
+    def _segmented(self, rgb: RGB) -> Segmentation:
         shape = (rgb.shape[0], rgb.shape[1])
-        return self.network.segmentation(maps, shape, self.recipe.settings)
-
-    def maps(self, rgb: RGB) -> Maps:
-        """What the network says of the image, each float32 [c, h, w]."""
-        import torch
-
-        h, w = rgb.shape[:2]
-        more = (-h % self.network.multiple, -w % self.network.multiple)
-        padded = np.pad(rgb, ((0, more[0]), (0, more[1]), (0, 0)), mode="edge")
-        x = self.normalised(padded).transpose(2, 0, 1)[None]
-        # one image at a time: it takes all processors, or the whole device
-        with self._turn, torch.inference_mode():
-            place = next(self.network.parameters()).device
-            found = self.network(torch.from_numpy(x).to(place))
-            return [m[0].float().cpu().numpy() for m in found]
-
-    def normalised(self, rgb: RGB) -> npt.NDArray[np.float32]:
-        """uint8 [..., 3] -> float32; an image that was not fitted is its own sample."""
-        if self.recipe.normalisation == "imagenet":
-            low, width = IMAGENET
-        else:
-            low, width = self.span or percentile_span(rgb)
-        scaled: npt.NDArray[np.float32] = rgb - np.array(low, np.float32)
-        return np.asarray(scaled / np.array(width, np.float32), np.float32)
+        return self.network.segmentation(self.maps(rgb), shape, self.recipe.settings)
 
 
-def percentile_span(sample: npt.NDArray[np.uint8]) -> Range:
-    """(1st percentile, 99.8th less 1st) of each channel; what is of one colour is not stretched."""
-    pixels = sample.reshape(-1, 3)
-    if not len(pixels):
-        return (0.0, 0.0, 0.0), (255.0, 255.0, 255.0)
-    low, high = np.percentile(pixels, [LOW, HIGH], axis=0)
-    width = np.maximum(high - low, 16.0)
-    return tuple(low.tolist()), tuple(width.tolist())
+def _turned(image: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
+    """View 1 to 7 of a square's eight; quarter turns first, then the mirrored ones."""
+    turned = np.rot90(image, view % 4)
+    return np.ascontiguousarray(turned[:, ::-1] if view >= 4 else turned)
+
+
+def _turned_back(image: npt.NDArray[Any], view: int) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if view >= 4 else image, -(view % 4)))

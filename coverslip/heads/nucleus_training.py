@@ -29,12 +29,15 @@ class NucleusImage:
     labels     int32 [H, W], 0 background
     class_id   uint8 [N]: of labels 1 to N; 255 where nobody told
     name       for messages
+    known      bool [H, W]: where the labels can be relied on; None everywhere. Only networks that
+               say so (`partial`) can be taught by images that are known in part
     """
 
     rgb: RGB
     labels: npt.NDArray[np.int32]
     class_id: npt.NDArray[np.uint8]
     name: str
+    known: npt.NDArray[np.bool_] | None = None
 
 
 class NucleusBatches:
@@ -49,6 +52,9 @@ class NucleusBatches:
     ) -> None:
         if config.crop % network.multiple:
             raise ValueError(f"crop must be a multiple of {network.multiple}, got {config.crop}")
+        self._partial = any(image.known is not None for image in images)
+        if self._partial and not getattr(network, "partial", False):
+            raise ValueError(f"{recipe.architecture} needs images whose labels are all known")
         self._images, self._config = images, config
         self._head = NetworkNuclei(recipe, network, "")
         self._network = network
@@ -62,13 +68,16 @@ class NucleusBatches:
         chosen = random.choice(len(self._images), config.batch, p=self._odds)
         crops, targets = [], []
         for image in (self._images[i] for i in chosen):
-            crop, (labels,) = crop_of(
-                image.rgb, [image.labels], config.crop, config.augmentation, random
+            known = np.ones(image.labels.shape, np.uint8) if image.known is None else image.known
+            crop, (labels, seen) = crop_of(
+                image.rgb, [image.labels, known], config.crop, config.augmentation, random
             )
             crops.append(crop)
             targets.append(self._network.targets(*_renumbered(labels, image.class_id)))
-        seen = recoloured(np.stack(crops), config.augmentation, random)
-        images = np.stack([self._head.normalised(crop) for crop in seen])
+            if self._partial:
+                targets[-1]["known"] = seen[None].astype(np.float32)
+        changed = recoloured(np.stack(crops), config.augmentation, random)
+        images = np.stack([self._head.normalised(crop) for crop in changed])
         return Batch(images, {k: np.stack([t[k] for t in targets]) for k in targets[0]})
 
 

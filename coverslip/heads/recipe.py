@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from coverslip.durable import whole_file
@@ -18,9 +20,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 ARCHITECTURES = {
+    "cerberus": "coverslip.heads.cerberus:Cerberus",
+    "hovernet": "coverslip.heads.hovernet:HoverNet",
+    "nuclick": "coverslip.heads.nuclick:NuClick",
+    "distance-map": "coverslip.heads.distance_map:DistanceMap",
     "stardist": "coverslip.heads.stardist:StarDist",
+    "tissue-map": "coverslip.heads.tissue_map:TissueMap",
+    "token-decoder": "coverslip.heads.token_decoder:TokenDecoder",
 }
 """Networks by name: "package.module:function", called with a recipe's arguments."""
+
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    "nuclick": {"threshold": 0.5, "patch_px": 128, "least_um2": 2.0},
+    "distance-map": {"probability": 0.5, "smooth_px": 1.0, "apart_px": 3.0, "least_px": 20},
+    "stardist": {"probability": 0.5, "overlap": 0.4},
+}
+"""What a new head of an architecture makes of its maps, until something better is found."""
 
 KEY = "coverslip"
 
@@ -31,12 +46,15 @@ class HeadRecipe:
 
     name            how users and stores call it
     task            "nuclei", "tissue", "tiles", "clicks"
-    architecture    a name in `ARCHITECTURES`, or "package.module:function"
+    architecture    a name in `ARCHITECTURES`, or "package.module:function"; of tile classifiers,
+                    which are arrays: "linear" or "mlp"
     arguments       of that function
     mpp             µm per px it wants
     classes         in the order of class ids
     normalisation   "percentile": each channel from its 1st to its 99.8th percentile over the slide
-                    becomes 0 to 1; "imagenet": mean and spread of ImageNet
+                    becomes 0 to 1; "stain": the same, and two channels more: haematoxylin, from
+                    what is usual outside nuclei to what is usual inside, and how far it is above
+                    the threshold of its surroundings; "imagenet": mean and spread of ImageNet
     settings        of what is made of the network's maps: thresholds and the like
     licence, data   of the weights; what they were trained on
     expected        what is normal on the data it was trained on; see `heads.depth`
@@ -49,7 +67,7 @@ class HeadRecipe:
     arguments: dict[str, Any] = field(default_factory=dict)
     mpp: float = 0.5
     classes: tuple[str, ...] = ("Nucleus",)
-    normalisation: Literal["percentile", "imagenet"] = "percentile"
+    normalisation: Literal["percentile", "stain", "imagenet"] = "percentile"
     settings: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
     data: str = ""
@@ -86,6 +104,23 @@ def save_head(path: Path, recipe: HeadRecipe, network: nn.Module, dtype: Any = N
     }
     with whole_file(path) as aside:
         save_file(weights, str(aside), {KEY: orjson.dumps(recipe).decode()})
+
+
+def head_content(recipe: HeadRecipe, weights: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """The file of a head whose weights are arrays; the same head gives the same bytes."""
+    from safetensors.numpy import save
+
+    plain = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    content: bytes = save(plain, {KEY: orjson.dumps(recipe).decode()})
+    return content
+
+
+def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """A head's weights as arrays; `read_recipe`, asked first, says whether it is a head's file."""
+    from safetensors.numpy import load_file
+
+    found: dict[str, npt.NDArray[Any]] = load_file(str(path))
+    return found
 
 
 def read_recipe(path: Path) -> HeadRecipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,6 +23,7 @@ class NucleusHead(Protocol):
     name, classes   what it is called; names of the classes, in the order of class ids
     mpp             µm per px of the windows it wants
     context_um      how far beyond a nucleus' centroid pixels may influence it
+    expected        of the median probability and agreement of a slide's nuclei, where known
     multiple        windows whose corners lie this many px apart, or a multiple, are seen alike
     parameters      JSON-able; everything that decides its result, apart from `fitted`
     """
@@ -36,6 +38,8 @@ class NucleusHead(Protocol):
     def context_um(self) -> float: ...
     @property
     def multiple(self) -> int: ...
+    @property
+    def expected(self) -> Mapping[str, float]: ...
     @property
     def parameters(self) -> dict[str, Any]: ...
 
@@ -57,8 +61,10 @@ def nucleus_head_names() -> list[str]:
     return sorted(["watershed", *(p.stem for p in SHIPPED.glob("*.safetensors"))])
 
 
-def load_nucleus_head(name: str, device: str = "auto") -> NucleusHead:
+def load_nucleus_head(name: str, device: str = "auto", views: int = 0) -> NucleusHead:
     """The head called `name`, or the one in a file of that name, as `coverslip train` writes it.
+
+    views   turned and mirrored views in which a trained one looks for each nucleus again
 
     "default" is the one that ships. Raises UnknownName, InvalidConfig.
     """
@@ -75,4 +81,4 @@ def load_nucleus_head(name: str, device: str = "auto") -> NucleusHead:
         raise UnknownName("nucleus model", name, nucleus_head_names())
     from coverslip.heads.network_nuclei import NetworkNuclei
 
-    return NetworkNuclei.load(path, device)
+    return NetworkNuclei.load(path, device, views)

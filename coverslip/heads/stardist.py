@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coverslip.heads.distance_map import depth_of
 from coverslip.heads.segmentation import UNKNOWN_CLASS, Labels, Maps, Segmentation
-from coverslip.kernels.labels import distance_transform, largest_parts
+from coverslip.kernels.labels import largest_parts
 from coverslip.kernels.star_convex import ray_distances, star_labels, surviving_stars
 
 LEAST_DISTANCE = 1e-3
@@ -85,14 +86,7 @@ class StarDist(nn.Module):
         self, labels: Labels, class_id: npt.NDArray[np.uint8]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """The distance to the nucleus' border as a share of its largest; distances along rays."""
-        from scipy.ndimage import find_objects
-
-        depth = np.zeros(labels.shape, np.float32)
-        for number, place in enumerate(find_objects(labels), 1):
-            if place is not None:
-                one = np.pad(labels[place] == number, 1)
-                far = distance_transform(one, float(max(one.shape)))[1:-1, 1:-1]
-                depth[place] += far / max(float(far.max()), 1e-6)
+        depth = depth_of(labels)
         kind = np.full(labels.shape, UNKNOWN_CLASS, np.float32)
         inside = labels > 0
         kind[inside] = np.append(0, class_id)[labels[inside]]

@@ -6,6 +6,7 @@ import copy
 import csv
 import math
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +20,7 @@ from coverslip.durable import whole_file
 from coverslip.errors import InvalidConfig
 from coverslip.heads.augmentation import Augmentation
 from coverslip.heads.recipe import HeadRecipe, save_head
+from coverslip.settings import settings_of
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +65,21 @@ class TrainingConfig:
             raise InvalidConfig(f"precision: float32 or bfloat16, got {self.precision!r}")
         if not 0 <= self.validation < 1:
             raise InvalidConfig(f"validation must be in 0..1, got {self.validation}")
+
+
+def training_settings(path: Path | None) -> tuple[TrainingConfig, dict[str, Any]]:
+    """(settings, arguments of the network) of a TOML file; the latter in its table [network].
+
+    Raises InvalidConfig, which names the file.
+    """
+    if path is None:
+        return TrainingConfig(), {}
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        arguments = content.pop("network", {})
+        return settings_of(TrainingConfig, content), dict(arguments)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
+        raise InvalidConfig(f"{path}: {error}") from None
 
 
 class Batch(NamedTuple):

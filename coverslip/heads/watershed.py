@@ -7,8 +7,9 @@ in whatever window it is seen whole with its context.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -126,6 +127,7 @@ class WatershedNuclei:
     name = "watershed"
     classes = ("Nucleus",)
     multiple = 1
+    expected: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         if self.seeds not in ("distance", "log"):

@@ -8,6 +8,9 @@
   pixels/<grid>/               pixels uint8 [N, T, T, 3], sharded; JPEG or lossless
   features/<encoder>@<grid>/   features float32 [N, D]; attrs: dim, columns where they have names
   prompts/<set>.<encoder>@<grid>/   probabilities, similarity float32 [N, C]; attrs: classes
+  classes/<name>@<grid>/       probabilities float32 [N, C]; class_id uint8 [N]; attrs: classes
+  maps/<name>@<grid>/          classes uint8 [h, w], a px a tile; attrs: scale, origin, classes
+  maps/<model>/                classes uint8 [h, w] at the model's mpp; attrs: the same
   slide/<slide encoder>@<encoder>@<grid>/   embedding float32 [D]
   nuclei/<model>/              centroid float64 [M, 2], polygon_offset int64 [M + 1],
                                polygon float32 [V, 2], class_id uint8 [M], probability ..., measures

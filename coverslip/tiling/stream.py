@@ -148,6 +148,7 @@ def stream_windows(
     ahead: int = 2,
     on_bad_tile: OnBadTile = "raise",
     counters: StreamCounters | None = None,
+    beside: Sequence[tuple[float, float]] = (),
 ) -> Generator[WindowBatch, None, None]:
     """Read the windows of all requests in one pass over the slide.
 
@@ -156,6 +157,7 @@ def stream_windows(
     ahead         batches kept ready for a slow consumer. 0 reads and is read by turns: best for a
                   consumer that uses all processors itself, such as a network on the CPU
     counters      filled as the stream goes
+    beside        scales of requests that are not made now: windows are cut as if they were
 
     Each request's windows arrive in their order; how requests interleave depends on nothing but
     where their windows lie. All are cut from the finest source any of them needs. Raises
@@ -166,7 +168,8 @@ def stream_windows(
         raise ValueError(f"batch must be one number above 0 per request, got {batch}")
     if not sum(len(request) for request in requests):
         return
-    plane = TilePlane(slide, _finest([source_for(slide, r.scale) for r in requests]))
+    scales = [*(request.scale for request in requests), *beside]
+    plane = TilePlane(slide, _finest([source_for(slide, s) for s in scales]))
     pieces = 1 if threads <= 1 else 2 * threads
     schedule = Schedule.of(plane, requests, sizes, pieces)
     sheets = [
