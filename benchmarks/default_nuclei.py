@@ -68,7 +68,7 @@ CONFIG = TrainingConfig(
     crop=128,
     learning_rate=2e-3,
     validate_every=200,
-    augmentation=Augmentation(scale=(0.6, 1.5), stain=0.4, brightness=0.15),
+    augmentation=Augmentation(scale=(0.6, 1.5), stain=0.4, brightness=0.15, vesicular=0.35),
 )
 
 
@@ -124,8 +124,9 @@ def train(
     pseudo: Sequence[NucleusImage],
     config: TrainingConfig,
     folder: Path,
+    start: Path | None,
 ) -> Path:
-    training = Training(RECIPE, config, folder)
+    training = Training(RECIPE, config, folder, start=start)
     half = replace(config, batch=config.batch // 2)
     other = replace(half, seed=config.seed + 1)
     source = Both(
@@ -146,7 +147,9 @@ def main() -> None:
     parser.add_argument("dsb", type=Path)
     parser.add_argument("slides", nargs="+")
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="a head to go on from")
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
+    parser.add_argument("--learning-rate", type=float, default=CONFIG.learning_rate)
     parser.add_argument("-o", "--output", type=Path, required=True)
     given = parser.parse_args()
     images = nucleus_images(given.dsb, MPP, nucleus_um2=31, least=8)
@@ -158,7 +161,8 @@ def main() -> None:
         for image in pseudo_labelled(path, teacher, number)
     ]
     print(f"{len(taught)} labelled images, {len(held_out)} held out, {len(pseudo)} pseudo-labelled")
-    path = train(taught, held_out, pseudo, replace(CONFIG, steps=given.steps), given.output)
+    config = replace(CONFIG, steps=given.steps, learning_rate=given.learning_rate)
+    path = train(taught, held_out, pseudo, config, given.output, given.start)
     trained = finished_head(path, held_out, (len(taught), len(held_out)))
     print(trained)
 

@@ -49,7 +49,8 @@ class RunConfig:
         nuclei             nucleus model by name, or its file; empty for none
         nucleus_views      turned and mirrored views, 0 to 7, in which each nucleus is looked for
                            again, to tell how sure the model is of it
-        tissue_map         file of a tissue map, as `coverslip train tissue` writes it; empty for none
+        tissue_map         file of a tissue map, as `coverslip train tissue` writes it; empty for
+                           none
         pixels             keep the tiles' pixels in the store: none, jpeg or lossless
         image              keep the slide as an OME-NGFF 0.5 pyramid in the store: none; carried
                            (JPEG tiles as they are); portable (any Zarr reader opens it, larger)

@@ -163,6 +163,8 @@ def written_once(
     return True, files
 
 
+OUTLINED = {"nuclei": "Nucleus", "glands": "Gland", "lumina": "Lumen"}
+"""Stages of outlined objects -> how their measurements call one."""
 ANSWERS = ("export/", "prompts/", "classes/")
 """Stages whose exports are their own, and so are those of what stands on them."""
 
@@ -198,10 +200,9 @@ def export_geojson(stored: StoredSlide) -> list[Path]:
         columns = box_columns(boxes, model=grid, measurements=measured)
         path = folder / f"{stored.slide_id}.tiles_{grid}.geojson.gz"
         written.append(write_geojson(path, columns, slide=stored.slide_id, bounds=stored.bounds))
-    for stage in store.stages("nuclei/"):
-        model = stage.removeprefix("nuclei/")
-        path = folder / f"{stored.slide_id}.nuclei_{model}.geojson.gz"
-        columns = _nucleus_columns(store.group(stage), model)
+    for kind, model in _outlined(store):
+        path = folder / f"{stored.slide_id}.{kind}_{model}.geojson.gz"
+        columns = _outline_columns(store.group(f"{kind}/{model}"), model, OUTLINED[kind])
         written.append(write_geojson(path, columns, slide=stored.slide_id, bounds=stored.bounds))
     for stage in stored_maps(store):
         found = StoredMap.of(store, stage)
@@ -215,7 +216,16 @@ def export_geojson(stored: StoredSlide) -> list[Path]:
     return [path for result in written for path in result.paths]
 
 
-def _nucleus_columns(group: Any, model: str) -> PolygonColumns:
+def _outlined(store: SlideStore) -> list[tuple[str, str]]:
+    """(kind, model) of every stage that holds outlines."""
+    return [
+        (kind, stage.removeprefix(f"{kind}/"))
+        for kind in OUTLINED
+        for stage in store.stages(f"{kind}/")
+    ]
+
+
+def _outline_columns(group: Any, model: str, noun: str) -> PolygonColumns:
     arrays = dict(group.arrays())
     return PolygonColumns(
         model=model,
@@ -226,7 +236,7 @@ def _nucleus_columns(group: Any, model: str) -> PolygonColumns:
         classes=list(group.attrs["classes"]),
         class_id=arrays["class_id"],
         measurements={
-            MEASUREMENT_NAMES[name]: array
+            MEASUREMENT_NAMES[name].replace("Nucleus", noun): array
             for name, array in sorted(arrays.items())
             if name in MEASUREMENT_NAMES
         },
@@ -284,17 +294,17 @@ def export_stamp(stored: StoredSlide) -> list[Path]:
 
 
 def export_parquet(stored: StoredSlide) -> list[Path]:
-    """`parquet/<slide>.tiles_<grid>.parquet` and `parquet/<slide>.nuclei_<model>.parquet`."""
+    """`parquet/<slide>.tiles_<grid>.parquet` and, for nuclei, glands and lumina,
+    `parquet/<slide>.nuclei_<model>.parquet`."""
     paths, folder = [], stored.folder / "parquet"
     for grid in stored.grids():
         boxes = np.asarray(stored.store.group(f"tiles/{grid}")["boxes"][:])
         path = folder / f"{stored.slide_id}.tiles_{grid}.parquet"
         write_tiles_parquet(path, boxes, stored.tile_columns(grid), stored.slide_id)
         paths.append(path)
-    for stage in stored.store.stages("nuclei/"):
-        model = stage.removeprefix("nuclei/")
-        path = folder / f"{stored.slide_id}.nuclei_{model}.parquet"
-        group = stored.store.group(stage)
+    for kind, model in _outlined(stored.store):
+        path = folder / f"{stored.slide_id}.{kind}_{model}.parquet"
+        group = stored.store.group(f"{kind}/{model}")
         classes = list(group.attrs["classes"])
         write_nuclei_parquet(path, dict(group.arrays()), stored.slide_id, model, classes)
         paths.append(path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from coverslip.engine.clock import Clock
-from coverslip.engine.nucleus_output import NucleusOutput, nucleus_parameters
+from coverslip.engine.nucleus_output import NucleusOutput, nucleus_parameters, other_objects
 from coverslip.engine.outputs import (
     FeatureOutput,
     Output,
@@ -180,12 +180,15 @@ def _nucleus_output(
     head = context.nucleus_head
     if head is None:
         return None
-    name = f"nuclei/{head.name}"
     parameters = nucleus_parameters(head, context.config)
-    if store.is_current(name, parameters, needs=["tissue"]):
+    writers = {
+        kind: stages.enter_context(store.stage(name, parameters, needs=["tissue"]))
+        for kind in ("nuclei", *other_objects(head))
+        if not store.is_current(name := f"{kind}/{head.name}", parameters, needs=["tissue"])
+    }
+    if not writers:
         return None
-    stage = stages.enter_context(store.stage(name, parameters, needs=["tissue"]))
-    return NucleusOutput(slide, survey.tissue, stage, head, context.threads, clock)
+    return NucleusOutput(slide, survey.tissue, writers, head, context.threads, clock)
 
 
 def _tissue_map_output(

@@ -157,9 +157,7 @@ def split_areas(
     )
 
 
-def _on_both_sides(
-    counts: npt.NDArray[np.int64], held: npt.NDArray[np.int64]
-) -> tuple[int, int]:
+def _on_both_sides(counts: npt.NDArray[np.int64], held: npt.NDArray[np.int64]) -> tuple[int, int]:
     """How many classes are taught, and how many are held out as well."""
     there, taught = counts[held].sum(axis=0) > 0, np.delete(counts, held, axis=0).sum(axis=0) > 0
     return int(taught.sum()), int((there & taught).sum())

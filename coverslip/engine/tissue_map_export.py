@@ -83,13 +83,12 @@ def map_areas(stored: StoredMap) -> Iterator[QuPathObject]:
         for x in range(0, rows.shape[1], PIECE_PX):
             piece = rows[:, x : x + PIECE_PX + 1]
             for kind in np.unique(piece[piece != NO_CLASS]).tolist():
-                areas = np.array(mask_areas(piece == kind), object)
-                areas = shapely.transform(areas, lambda p, x=x, y=y: p + (x, y))
+                areas = np.array(mask_areas(piece == kind, (x, y)), object)
                 meets = _meets_border(areas, x, y, stored.array.shape)
                 cut.setdefault(kind, []).extend(areas[meets])
                 yield from _objects(stored, kind, areas[~meets])
-    for kind, areas in sorted(cut.items()):
-        yield from _objects(stored, kind, shapely.get_parts(shapely.union_all(areas)))
+    for kind in sorted(cut):
+        yield from _objects(stored, kind, shapely.get_parts(shapely.union_all(cut.pop(kind))))
 
 
 def _meets_border(

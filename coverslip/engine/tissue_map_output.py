@@ -90,12 +90,12 @@ class TissueMapOutput(Output):
         """Of window i's core, as far as the map goes."""
         core = slice(self._halo, self._halo + self._core)
         chance = self._head.probabilities(pixels)[:, core, core]
-        found = chance.argmax(axis=0).astype(np.uint8)
+        found: npt.NDArray[np.uint8] = chance.argmax(axis=0).astype(np.uint8)
         rows, columns = (
             np.arange(number * self._core, min((number + 1) * self._core, end))
             for number, end in ((self._row[i], self._height), (self._column[i], self._width))
         )
-        found = found[: len(rows), : len(columns)]
+        found = np.asarray(found[: len(rows), : len(columns)])
         found[~self._is_tissue(rows, columns)] = NO_CLASS
         return found
 

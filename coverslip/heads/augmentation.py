@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from coverslip.errors import InvalidConfig
-from coverslip.kernels.labels import gaussian
+from coverslip.kernels.labels import gaussian, label_depth
 from coverslip.kernels.stain_profile import jittered_stains
 
 RGB = npt.NDArray[np.uint8]
@@ -25,6 +25,8 @@ class Augmentation:
     brightness     grey levels are scaled by up to this share, each channel by a third of it more
     blur           share of crops blurred, by a Gaussian of 0.3 to 1.2 px
     noise          share of crops with Gaussian noise of up to 8 grey levels
+    vesicular      share of nuclei whose inside is paled, as that of cells at work is: their
+                   chromatin lies at the rim
     """
 
     scale: tuple[float, ...] = (0.7, 1.4)
@@ -32,6 +34,7 @@ class Augmentation:
     brightness: float = 0.1
     blur: float = 0.3
     noise: float = 0.2
+    vesicular: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
@@ -82,6 +85,26 @@ def recoloured(crops: RGB, changes: Augmentation, random: np.random.Generator) -
             x += random.normal(0, random.uniform(0, 8), x.shape).astype(np.float32)
         out[i] = np.clip(np.rint(x), 0, 255)
     return out
+
+
+def paled_nuclei(
+    crop: RGB, labels: npt.NDArray[np.int32], share: float, random: np.random.Generator
+) -> RGB:
+    """A share of the nuclei with an inside nearly as pale as what surrounds them, and grainy."""
+    count = int(labels.max(initial=0))
+    strength = random.uniform(0.4, 0.95, count + 1) * (random.random(count + 1) < share)
+    strength[0] = 0
+    if not strength.any() or (labels > 0).all():
+        return crop
+    rim = random.uniform(0.2, 0.45)
+    weight = np.clip((label_depth(labels) - rim) / 0.25, 0, 1) * strength[labels]
+    around = crop[labels == 0].astype(np.float32)
+    around = np.median(around, axis=0) + random.uniform(-12, 12, 3)
+    grain = gaussian(random.normal(0, 1, labels.shape).astype(np.float32), random.uniform(0.5, 1.2))
+    grain = 25 * grain / max(float(grain.std()), 1e-6)
+    pale = around - 15 + np.minimum(grain, 10)[..., None]
+    mixed = crop + weight[..., None] * (pale - crop)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
 def _span(

@@ -145,12 +145,18 @@ class Cerberus(nn.Module):
             found["tissue"] = (entropy * there).sum() / there.sum().clamp_min(1)
         return found
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """What it finds besides nuclei."""
+        return tuple(task for task in OBJECTS if task in self.decoders and task != "nuclei")
+
     def segmentation(
-        self, maps: Maps, shape: tuple[int, int], settings: Mapping[str, Any]
+        self, maps: Maps, shape: tuple[int, int], settings: Mapping[str, Any], task: str = "nuclei"
     ) -> Segmentation:
-        """The nuclei. settings   see `object_labels`"""
-        labels = object_labels(maps, shape, "nuclei", settings)
-        chance = 1 - _softmax(maps[0])[0, : shape[0], : shape[1]]  # inside or boundary
+        """The objects of a task. settings   see `object_labels`"""
+        labels = object_labels(maps, shape, task, settings)
+        logits = maps[TASKS.index(task)]
+        chance = 1 - _softmax(logits)[0, : shape[0], : shape[1]]  # inside or boundary
         count = int(labels.max(initial=0)) + 1
         area = np.maximum(np.bincount(labels.ravel(), minlength=count), 1)
         total = np.bincount(labels.ravel(), chance.ravel(), count)

@@ -22,10 +22,15 @@ from coverslip.kernels.labels import (
     distance_transform,
     filled_holes,
     gaussian,
+    label_depth,
     largest_parts,
     local_maxima,
+    opened_by_disc,
     seeded_watershed,
 )
+
+HOLE_PX, FAR_PX = 64.0, 16.0
+"""Largest hole that belongs to a nucleus, px²; no nucleus' middle is farther from its border."""
 
 
 class Depths(NamedTuple):
@@ -64,7 +69,7 @@ class DistanceMap(UNet):
     ) -> dict[str, npt.NDArray[np.float32]]:
         kind = np.append(0, class_id)[labels].astype(np.float32)
         kind[labels == 0] = UNKNOWN_CLASS
-        return {"depth": depth_of(labels)[None], "class": kind[None]}
+        return {"depth": label_depth(labels)[None], "class": kind[None]}
 
     def losses(self, maps: Depths, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy and soft Dice of the foreground; squared error of the depth; cross-entropy
@@ -84,9 +89,9 @@ class DistanceMap(UNet):
         }
         if self.classes is not None:
             kind = targets["class"][:, 0].long()
-            known = max(int((kind != UNKNOWN_CLASS).sum()), 1)
+            told = max(int((kind != UNKNOWN_CLASS).sum()), 1)
             loss = F.cross_entropy(maps.classes, kind, ignore_index=UNKNOWN_CLASS, reduction="sum")
-            found["class"] = loss / known
+            found["class"] = loss / told
         return found
 
     def segmentation(
@@ -94,30 +99,22 @@ class DistanceMap(UNet):
     ) -> Segmentation:
         """Peaks of the depth flood what is nucleus.
 
-        settings   "probability": least of a nucleus' pixels; "smooth_px" and "apart_px": Gaussian
-                   on the depth (standard deviation), and least distance of two peaks; "least_px":
-                   smallest nucleus
+        settings   "probability": least of a nucleus' pixels; "open_px": radius of the disc that
+                   fits into all parts of a nucleus; "smooth_px": standard deviation of the Gaussian
+                   on the depth; "distance_share": of the distance to the border, in px, that is
+                   added to it, so that the shape has a say, too; "apart_px": least distance of two
+                   peaks; "least_px": smallest nucleus
         """
         logit, depth, classes = (np.asarray(m, np.float32)[:, : shape[0], : shape[1]] for m in maps)
         probability = 1 / (1 + np.exp(-logit[0]))
-        mask = filled_holes(probability > settings["probability"], 64.0)
+        mask = probability > settings["probability"]
+        mask = filled_holes(opened_by_disc(mask, settings["open_px"]), HOLE_PX)
         height = gaussian(np.ascontiguousarray(depth[0]), settings["smooth_px"])
+        distance = gaussian(distance_transform(mask, FAR_PX), 1.0)
+        height = (height + settings["distance_share"] * distance).astype(np.float32)
         seeds = local_maxima(height, mask, settings["apart_px"])
         labels = largest_parts(seeded_watershed(-height, seeds, mask))
         return _described(labels, probability, classes, settings["least_px"])
-
-
-def depth_of(labels: Labels) -> npt.NDArray[np.float32]:
-    """Every pixel's distance to its nucleus' border as a share of the largest there; (H, W)."""
-    from scipy.ndimage import find_objects
-
-    depth = np.zeros(labels.shape, np.float32)
-    for number, place in enumerate(find_objects(labels), 1):
-        if place is not None:
-            one = np.pad(labels[place] == number, 1)
-            far = distance_transform(one, float(max(one.shape)))[1:-1, 1:-1]
-            depth[place] += far / max(float(far.max()), 1e-6)
-    return depth
 
 
 def _described(

@@ -144,9 +144,22 @@ def nuclei_in_window(
     A nucleus is owned if its centroid lies in the own box, unless the window's border cuts it
     (where the slide goes on beyond). Nuclei come sorted by their centroids' y, then x.
     """
-    segmentation = head.segment(pixels)
+    return owned_nuclei(
+        head.segment(pixels), head.intensity(pixels), origin, scale, own, slide_size, head.mpp
+    )
+
+
+def owned_nuclei(
+    segmentation: Segmentation,
+    intensity: npt.NDArray[np.float32],
+    origin: tuple[float, float],
+    scale: tuple[float, float],
+    own: npt.NDArray[np.float64],
+    slide_size: tuple[int, int],
+    mpp: float,
+) -> Nuclei:
+    """As `nuclei_in_window`, of what a head found in the window and measures intensity on."""
     labels = segmentation.labels
-    intensity = head.intensity(pixels)
     measures = label_measures(labels, intensity)
     centroid = np.asarray(origin) + measures.centroid * np.asarray(scale)
     owned = (
@@ -154,10 +167,10 @@ def nuclei_in_window(
         & (centroid[:, 1] >= own[1]) & (centroid[:, 1] < own[1] + own[3])
         & (centroid[:, 0] < slide_size[0]) & (centroid[:, 1] < slide_size[1])
     )  # fmt: skip
-    owned &= ~_cut(measures.box, pixels.shape[1::-1], origin, scale, slide_size)
+    owned &= ~_cut(measures.box, labels.shape[::-1], origin, scale, slide_size)
     if not owned.any():
         return Nuclei.none()
-    found = _measured(segmentation, measures, owned, centroid, origin, scale, head.mpp, slide_size)
+    found = _measured(segmentation, measures, owned, centroid, origin, scale, mpp, slide_size)
     return found.at(np.lexsort((found.centroid[:, 0], found.centroid[:, 1])))
 
 

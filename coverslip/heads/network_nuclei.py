@@ -50,9 +50,25 @@ class NetworkNuclei(NetworkHead):
         """Haematoxylin concentration, float32 [H, W]."""
         return np.asarray(stain_concentration(rgb, MATRIX, 0, 240.0), np.float32)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """What the network finds besides nuclei: "glands", "lumina"."""
+        return tuple(getattr(self.network, "others", ()))
+
     def segment(self, rgb: RGB) -> Segmentation:
         """uint8 [H, W, 3] at `mpp`."""
-        found = self._segmented(rgb)
+        return self._agreed(rgb, self._segmented(rgb))
+
+    def segment_all(self, rgb: RGB) -> tuple[Segmentation, dict[str, Segmentation]]:
+        """(nuclei, `others` by name) of an image, from one pass through the network."""
+        network: Any = self.network
+        maps, shape, settings = self.maps(rgb), (rgb.shape[0], rgb.shape[1]), self.recipe.settings
+        nuclei = network.segmentation(maps, shape, settings)
+        others = {task: network.segmentation(maps, shape, settings, task) for task in self.others}
+        return self._agreed(rgb, nuclei), others
+
+    def _agreed(self, rgb: RGB, found: Segmentation) -> Segmentation:
+        """With the agreement among `views`, where there are any."""
         if not self.views:
             return found
         again = [

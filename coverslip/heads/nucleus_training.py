@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.heads.augmentation import crop_of, recoloured
+from coverslip.heads.augmentation import crop_of, paled_nuclei, recoloured
 from coverslip.heads.metrics import aggregated_jaccard, f1_at, panoptic_quality
 from coverslip.heads.network_nuclei import NetworkNuclei
-from coverslip.heads.recipe import HeadRecipe
+from coverslip.heads.recipe import TUNED, HeadRecipe
 from coverslip.heads.segmentation import NucleusNetwork
 from coverslip.heads.training import Batch, TrainingConfig
 
 RGB = npt.NDArray[np.uint8]
-PROBABILITIES = (0.3, 0.4, 0.5, 0.6, 0.7)
-OVERLAPS = (0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +71,9 @@ class NucleusBatches:
             crop, (labels, seen) = crop_of(
                 image.rgb, [image.labels, known], config.crop, config.augmentation, random
             )
-            crops.append(crop)
-            targets.append(self._network.targets(*_renumbered(labels, image.class_id)))
+            labels, kinds = _renumbered(labels, image.class_id)
+            crops.append(paled_nuclei(crop, labels, config.augmentation.vesicular, random))
+            targets.append(self._network.targets(labels, kinds))
             if self._partial:
                 targets[-1]["known"] = seen[None].astype(np.float32)
         changed = recoloured(np.stack(crops), config.augmentation, random)
@@ -107,13 +107,10 @@ def nucleus_figures(head: NetworkNuclei, images: Sequence[NucleusImage]) -> dict
 
 
 def tuned(head: NetworkNuclei, images: Sequence[NucleusImage]) -> NetworkNuclei:
-    """The head with the thresholds, of those its settings have, that do best on the images."""
+    """The head with those of its architecture's `TUNED` settings that do best on the images."""
     settings: Mapping[str, Any] = head.recipe.settings
-    grid = [
-        {"probability": p, "overlap": o} if "overlap" in settings else {"probability": p}
-        for p in PROBABILITIES
-        for o in (OVERLAPS if "overlap" in settings else (0.0,))
-    ]
+    choices = TUNED.get(head.recipe.architecture, {})
+    grid = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
     maps = [(head.fitted(image.rgb).maps(image.rgb), image) for image in images]
 
     def score(changed: Mapping[str, float]) -> float:

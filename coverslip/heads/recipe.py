@@ -32,10 +32,29 @@ ARCHITECTURES = {
 
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "nuclick": {"threshold": 0.5, "patch_px": 128, "least_um2": 2.0},
-    "distance-map": {"probability": 0.5, "smooth_px": 1.0, "apart_px": 3.0, "least_px": 20},
+    "distance-map": {
+        "probability": 0.5,
+        "open_px": 1.0,
+        "smooth_px": 2.0,
+        "distance_share": 0.2,
+        "apart_px": 4.0,
+        "least_px": 36,
+    },
     "stardist": {"probability": 0.5, "overlap": 0.4},
 }
 """What a new head of an architecture makes of its maps, until something better is found."""
+
+TUNED: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "distance-map": {
+        "probability": (0.4, 0.5, 0.6),
+        "distance_share": (0.1, 0.2, 0.3),
+        "apart_px": (3.0, 4.0, 5.0),
+    },
+    "hovernet": {"probability": (0.4, 0.5, 0.6)},
+    "stardist": {"probability": (0.3, 0.4, 0.5, 0.6, 0.7), "overlap": (0.3, 0.4, 0.5)},
+    "token-decoder": {"probability": (0.4, 0.5, 0.6)},
+}
+"""Which of the settings are chosen after a training, from what."""
 
 KEY = "coverslip"
 

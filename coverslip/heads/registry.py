@@ -14,7 +14,8 @@ from coverslip.heads.segmentation import Segmentation
 
 SHIPPED = Path(__file__).parent / "weights"
 """Heads in the package."""
-DEFAULT = "stardist-he"
+DEFAULT = "distance-map-he"
+"""What "default" is."""
 
 
 class NucleusHead(Protocol):
@@ -58,7 +59,10 @@ class NucleusHead(Protocol):
 
 def nucleus_head_names() -> list[str]:
     """All names, sorted; besides them, a trained head's file may be named."""
-    return sorted(["watershed", *(p.stem for p in SHIPPED.glob("*.safetensors"))])
+    from coverslip.heads.recipe import read_recipe
+
+    shipped = (p for p in SHIPPED.glob("*.safetensors") if read_recipe(p).task == "nuclei")
+    return sorted(["default", "watershed", *(p.stem for p in shipped)])
 
 
 def load_nucleus_head(name: str, device: str = "auto", views: int = 0) -> NucleusHead:

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coverslip.heads.distance_map import depth_of
 from coverslip.heads.segmentation import UNKNOWN_CLASS, Labels, Maps, Segmentation
-from coverslip.kernels.labels import largest_parts
+from coverslip.kernels.labels import label_depth, largest_parts
 from coverslip.kernels.star_convex import ray_distances, star_labels, surviving_stars
 
 LEAST_DISTANCE = 1e-3
@@ -86,7 +85,7 @@ class StarDist(nn.Module):
         self, labels: Labels, class_id: npt.NDArray[np.uint8]
     ) -> dict[str, npt.NDArray[np.float32]]:
         """The distance to the nucleus' border as a share of its largest; distances along rays."""
-        depth = depth_of(labels)
+        depth = label_depth(labels)
         kind = np.full(labels.shape, UNKNOWN_CLASS, np.float32)
         inside = labels > 0
         kind[inside] = np.append(0, class_id)[labels[inside]]

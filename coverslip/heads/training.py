@@ -19,7 +19,7 @@ import numpy.typing as npt
 from coverslip.durable import whole_file
 from coverslip.errors import InvalidConfig
 from coverslip.heads.augmentation import Augmentation
-from coverslip.heads.recipe import HeadRecipe, save_head
+from coverslip.heads.recipe import HeadRecipe, load_head, save_head
 from coverslip.settings import settings_of
 
 if TYPE_CHECKING:
@@ -112,8 +112,15 @@ class Training:
     """
 
     def __init__(
-        self, recipe: HeadRecipe, config: TrainingConfig, folder: Path, device: str = "auto"
+        self,
+        recipe: HeadRecipe,
+        config: TrainingConfig,
+        folder: Path,
+        device: str = "auto",
+        start: Path | None = None,
     ) -> None:
+        """start: a head's file whose weights it begins with; of the same architecture and
+        arguments. Raises InvalidConfig."""
         import torch
 
         self.config, self.folder = config, folder
@@ -124,6 +131,8 @@ class Training:
         torch.manual_seed(config.seed)
         # convolutions on a CPU are up to twice as fast with channels last
         self.network = recipe.network().to(self.device, memory_format=torch.channels_last)
+        if start is not None:
+            self.network.load_state_dict(load_head(start, str(self.device))[1].state_dict())
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self._optimiser = torch.optim.AdamW(
             self.network.parameters(), weight_decay=config.weight_decay

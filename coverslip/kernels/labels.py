@@ -165,6 +165,24 @@ def seeded_watershed(height: Any, seeds: Any, mask: Any, *, backend: Backend | N
     return implementation("labels", height, backend).seeded_watershed(height, seeds, mask)
 
 
+def label_depth(labels: Labels, *, backend: Backend | None = None) -> npt.NDArray[np.float32]:
+    """Every pixel's distance to the border of its label as a share of the largest there.
+
+    labels   (H, W) int32; the image's border is one, too
+
+    Returns (H, W) float32, 0 in the background to 1.
+    """
+    from scipy.ndimage import find_objects
+
+    depth = np.zeros(labels.shape, np.float32)
+    for number, place in enumerate(find_objects(labels), 1):
+        if place is not None:
+            one = np.pad(labels[place] == number, 1)
+            far = distance_transform(one, float(max(one.shape)), backend=backend)[1:-1, 1:-1]
+            depth[place] += far / max(float(far.max()), 1e-6)
+    return depth
+
+
 @dataclass(frozen=True, slots=True)
 class Outlines:
     """Polygons of M labels, one after the other.

@@ -40,8 +40,10 @@ def polygon_mask(
     return np.asarray(np.cumsum(crossed[:, :w], axis=1, dtype=np.uint8) % 2 == 1)
 
 
-def mask_areas(mask: Mask) -> list[shapely.Polygon]:
+def mask_areas(mask: Mask, corner: tuple[float, float] = (0.0, 0.0)) -> list[shapely.Polygon]:
     """The 4-connected parts of a mask (H, W) as valid polygons with holes, px.
+
+    corner   (x, y) of the mask's first pixel's corner
 
     As `label_outlines`, rings go through the middles of pixels' edges and cut pixel corners, so
     that those of masks without a common pixel share no area, and parts that meet diagonally do not
@@ -51,7 +53,7 @@ def mask_areas(mask: Mask) -> list[shapely.Polygon]:
 
     h, w = mask.shape
     padded = np.pad(mask, 1).astype(np.float64)
-    x, y = np.arange(-0.5, w + 1), np.arange(-0.5, h + 1)
+    x, y = np.arange(-0.5, w + 1) + corner[0], np.arange(-0.5, h + 1) + corner[1]
     contours: Any = contour_generator(x, y, padded, fill_type=FillType.OuterOffset)
     found = []
     for vertex, offset in zip(*contours.filled(0.5, 2.0), strict=True):

@@ -165,6 +165,12 @@ class StageWriter:
             np.savez(aside, allow_pickle=False, **columns)
         self._record(number + 1)
 
+    def spilled(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """The blocks that `append_block` has written, in order."""
+        for number in range(self._done):
+            with np.load(self._block(number), allow_pickle=False) as block:
+                yield dict(block)
+
     def _expect(self, number: int) -> None:
         if number != self._done:
             raise ValueError(f"block {self._done} is next, got {number}")
@@ -172,14 +178,16 @@ class StageWriter:
     def _block(self, number: int) -> Path:
         return self.path / BLOCKS / f"{number:06d}.npz"
 
-    def finish(self, attributes: Mapping[str, Any]) -> None:
+    def finish(self, attributes: Mapping[str, Any], columns: Columns | None = None) -> None:
         """Merge what was spilled, put the group in its place and record it as complete, last.
+
+        columns   what is kept instead of what was spilled, where it was made of that
 
         Raises ValueError where blocks are missing.
         """
         self._check_complete()
         if (self.path / BLOCKS).exists() and left_hash(self.path) != self._hash:
-            self._merge()
+            self._merge([columns] if columns is not None else None)
         with explained(self._final):
             replace_file(
                 self.path / "zarr.json",
@@ -201,36 +209,32 @@ class StageWriter:
             if self._done < wanted:
                 raise ValueError(f"{name} has {wanted} blocks, {self._done} are written")
 
-    def _spilled(self, column: str) -> Iterator[npt.NDArray[Any]]:
+    def _spilled(self, column: str, blocks: Sequence[Columns] | None) -> Iterator[npt.NDArray[Any]]:
+        if blocks is not None:
+            yield from (block[column] for block in blocks)
+            return
         for number in range(self._done):
             with np.load(self._block(number), allow_pickle=False) as block:
                 yield block[column]
 
-    def _merge(self) -> None:
+    def _merge(self, blocks: Sequence[Columns] | None) -> None:
         """One array per column, filled shard by shard; only one column's shard is in memory."""
         with explained(self.path):
-            with np.load(self._block(0), allow_pickle=False) as block:
-                names = list(block.files)
+            names = list(blocks[0] if blocks is not None else next(self.spilled()))
             for name in names:
                 offsets = name.endswith("_offset")
                 rows, sample = 0, np.empty(0)
-                for sample in self._spilled(name):
+                for sample in self._spilled(name, blocks):
                     rows += len(sample) - offsets
                 array = RowArray(
                     (rows + offsets, *sample.shape[1:]), sample.dtype.name,
                     MERGED_SHARD, MERGED_CHUNK,
                 )  # fmt: skip
                 replace_file(self.path / name / "zarr.json", json_bytes(array.metadata()))
-                pieces = self._counted_on(name) if offsets else self._spilled(name)
+                pieces = self._spilled(name, blocks)
+                pieces = _counted_on(pieces) if offsets else pieces
                 for number, piece in enumerate(_regrouped(pieces, MERGED_SHARD)):
                     array.write_block(self.path / name, number, piece, self._threads)
-
-    def _counted_on(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """Offsets that go on from block to block."""
-        base = 0
-        for number, values in enumerate(self._spilled(name)):
-            yield (values if number == 0 else values[1:]) + base
-            base += int(values[-1])
 
     def abandon(self) -> None:
         """Throw away everything written so far."""
@@ -247,6 +251,14 @@ class StageWriter:
         trace: TracebackType | None,
     ) -> None:
         """Nothing to undo: blocks on disk stay for the next run."""
+
+
+def _counted_on(pieces: Iterator[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
+    """Offsets that go on from block to block."""
+    base = 0
+    for number, values in enumerate(pieces):
+        yield (values if number == 0 else values[1:]) + base
+        base += int(values[-1])
 
 
 def _regrouped(pieces: Iterator[npt.NDArray[Any]], rows: int) -> Iterator[npt.NDArray[Any]]:

@@ -14,6 +14,7 @@
   slide/<slide encoder>@<encoder>@<grid>/   embedding float32 [D]
   nuclei/<model>/              centroid float64 [M, 2], polygon_offset int64 [M + 1],
                                polygon float32 [V, 2], class_id uint8 [M], probability ..., measures
+  glands/<model>/, lumina/<model>/   the same columns
   image/                       OME-NGFF 0.5 pyramid
 
 A stage's record: {hash, parameters, needs {stage: hash}, software}. The hash covers the parameters,
