@@ -48,8 +48,8 @@ from coverslip.wsi.opening import open_slide, slide_paths
 
 MPP, SIDE, EACH = 0.5, 320, 80
 """µm per px; px of a pseudo-labelled image; images a slide."""
-NETWORK_SHARE, CLEAR = 0.3, 0.2
-"""Weight of the network beside the watershed; a mean this far from a half is known."""
+CLEAR = 0.2
+"""A mean this far from a half is known."""
 
 RECIPE = HeadRecipe(
     "distance-map-he",
@@ -68,12 +68,14 @@ CONFIG = TrainingConfig(
     crop=128,
     learning_rate=2e-3,
     validate_every=200,
-    augmentation=Augmentation(scale=(0.6, 1.5), stain=0.4, brightness=0.15, vesicular=0.35),
+    augmentation=Augmentation(scale=(0.6, 1.5), stain=0.4, brightness=0.15),
 )
 
 
-def pseudo_labelled(path: str, teacher: NetworkNuclei, seed: int) -> list[NucleusImage]:
-    """Images of a slide's tissue as watershed and teacher label it together."""
+def pseudo_labelled(
+    path: str, teacher: NetworkNuclei, share: float, seed: int
+) -> list[NucleusImage]:
+    """Images of a slide's tissue as watershed and teacher, whose weight is `share`, label it."""
     with open_slide(path) as slide:
         tissue = find_tissue(slide)
         grid = TileGrid.over(slide, tile=SIDE, mpp=MPP, tissue=tissue, min_tissue=0.7)
@@ -82,16 +84,23 @@ def pseudo_labelled(path: str, teacher: NetworkNuclei, seed: int) -> list[Nucleu
         tiles = np.concatenate([b.pixels for b in TileStream(slide, grid, indices=chosen)])
     sample = tiles[:: max(1, len(tiles) // 16)]
     teacher, watershed = teacher.fitted(sample), WatershedNuclei().fitted(sample)
-    return [_labelled(t, teacher, watershed, f"{Path(path).stem} {i}") for i, t in enumerate(tiles)]
+    return [
+        _labelled(t, teacher, watershed, share, f"{Path(path).stem} {i}")
+        for i, t in enumerate(tiles)
+    ]
 
 
 def _labelled(
-    rgb: npt.NDArray[np.uint8], teacher: NetworkNuclei, watershed: WatershedNuclei, name: str
+    rgb: npt.NDArray[np.uint8],
+    teacher: NetworkNuclei,
+    watershed: WatershedNuclei,
+    share: float,
+    name: str,
 ) -> NucleusImage:
     logit, depth = (m[0] for m in list(teacher.maps(rgb))[:2])
     contrast = teacher.normalised(rgb)[..., 4]  # haematoxylin above its surroundings' threshold
-    mean = NETWORK_SHARE / (1 + np.exp(-logit))
-    mean = mean + (1 - NETWORK_SHARE) / (1 + np.exp(-6 * (contrast + 0.05)))
+    mean = share / (1 + np.exp(-logit))
+    mean = mean + (1 - share) / (1 + np.exp(-6 * (contrast + 0.05)))
     mask = filled_holes(opened_by_disc(np.ascontiguousarray(mean > 0.5), 1.0), 64.0)
     height = gaussian(distance_transform(mask, 16.0), 1.0) / 6
     height = (height + gaussian(np.ascontiguousarray(depth), 1.0)).astype(np.float32)
@@ -147,6 +156,8 @@ def main() -> None:
     parser.add_argument("dsb", type=Path)
     parser.add_argument("slides", nargs="+")
     parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--share", type=float, default=0.3, help="weight of FILE, 0 to 1")
+    parser.add_argument("--vesicular", type=float, default=0.0, help="share of nuclei paled")
     parser.add_argument("--start", type=Path, help="a head to go on from")
     parser.add_argument("--steps", type=int, default=CONFIG.steps)
     parser.add_argument("--learning-rate", type=float, default=CONFIG.learning_rate)
@@ -158,10 +169,12 @@ def main() -> None:
     pseudo = [
         image
         for number, path in enumerate(slide_paths(given.slides))
-        for image in pseudo_labelled(path, teacher, number)
+        for image in pseudo_labelled(path, teacher, given.share, number)
     ]
     print(f"{len(taught)} labelled images, {len(held_out)} held out, {len(pseudo)} pseudo-labelled")
-    config = replace(CONFIG, steps=given.steps, learning_rate=given.learning_rate)
+    changes = replace(CONFIG.augmentation, vesicular=given.vesicular)
+    config = replace(CONFIG, steps=given.steps, learning_rate=given.learning_rate,
+                     augmentation=changes)  # fmt: skip
     path = train(taught, held_out, pseudo, config, given.output, given.start)
     trained = finished_head(path, held_out, (len(taught), len(held_out)))
     print(trained)

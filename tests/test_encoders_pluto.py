@@ -49,20 +49,24 @@ def test_the_same_patch_needs_no_change() -> None:
 
 
 @pytest.mark.parametrize("rotary", [False, True])
-@pytest.mark.parametrize(("patch", "least"), [(32, 0.99), (24, 0.99), (8, 0.4)])
+@pytest.mark.parametrize(("patch", "least"), [(32, 0.99), (24, 0.99), (8, 0.9)])
 def test_another_patch_size_keeps_the_embedding_close(
     tissue: torch.Tensor, rotary: bool, patch: int, least: float
 ) -> None:
     """The same tissue with as many patches of another size: what tells tiles apart stays.
 
-    Almost all of it where patches grow. Where they shrink, detail is lost that these untrained
-    kernels, being noise, look at as much as at the rest; still each tile is nearest to itself.
+    Where patches shrink, detail is lost that kernels of noise look at as much as at the rest; these
+    are smooth, as trained ones are.
     """
     network, side = small(rotary), 6 * patch
+    if patch < 16:
+        coarse = torch.randn(48, 3, 4, 4, generator=torch.Generator().manual_seed(1)) / 16
+        smooth = F.interpolate(coarse, (16, 16), mode="bilinear")
+        network.patches.weight.data.copy_(smooth)
     other = F.interpolate(tissue, (side, side), mode="bilinear", antialias=patch < 16)
     with torch.inference_mode():
         one, two = network(tissue), network(other, patch)
-    assert F.cosine_similarity(one, two, dim=1).min() > (0.999 if patch > 16 else 0.99)
+    assert F.cosine_similarity(one, two, dim=1).min() > 0.99
     mean = one.mean(dim=0)  # common to all tiles, and large before training
     cosine = F.cosine_similarity((one - mean)[:, None], (two - mean)[None], dim=2)
     assert cosine.diagonal().min() > least

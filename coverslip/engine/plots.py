@@ -72,8 +72,8 @@ def draw_bars(
         axis.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names))
         axis.invert_yaxis()
         axis.set_title(panel, fontsize=9)
-        axis.set_xlabel(label, fontsize=8)
         axis.set_xlim(min(0.0, axis.get_xlim()[0]), None)
+    figure.supxlabel(label, fontsize=8)
     save_figure(figure, path)
 
 

@@ -14,6 +14,7 @@ from coverslip.heads.augmentation import crop_of, paled_nuclei, recoloured
 from coverslip.heads.metrics import aggregated_jaccard, f1_at, panoptic_quality
 from coverslip.heads.network_nuclei import NetworkNuclei
 from coverslip.heads.recipe import TUNED, HeadRecipe
+from coverslip.heads.registry import NucleusHead
 from coverslip.heads.segmentation import NucleusNetwork
 from coverslip.heads.training import Batch, TrainingConfig
 
@@ -90,7 +91,7 @@ def _renumbered(
     return number[place].reshape(labels.shape), class_id[left[left > 0] - 1]
 
 
-def nucleus_figures(head: NetworkNuclei, images: Sequence[NucleusImage]) -> dict[str, float]:
+def nucleus_figures(head: NucleusHead, images: Sequence[NucleusImage]) -> dict[str, float]:
     """Mean over images: "pq", "aji", "f1" at IoU 0.5; each image normalised by itself."""
     rows = []
     for image in images:
