@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coverslip.errors import InvalidConfig, UnknownName
-from coverslip.heads.augmentation import Augmentation, crop_of, recoloured
+from coverslip.heads.augmentation import Augmentation, crop_of, paled_nuclei, recoloured
 from coverslip.heads.depth import agreement, best_iou, expectations, remarks
 from coverslip.heads.metrics import Overlaps, f1_at, panoptic_quality
 from coverslip.heads.network_nuclei import NetworkNuclei, _turned, _turned_back
@@ -23,6 +23,7 @@ from coverslip.heads.recipe import HeadRecipe, load_head, read_recipe, save_head
 from coverslip.heads.registry import load_nucleus_head
 from coverslip.heads.segmentation import Segmentation
 from coverslip.heads.training import Training, TrainingConfig, training_settings
+from coverslip.kernels.labels import label_depth, largest_parts
 
 TINY = HeadRecipe(
     "tiny",
@@ -305,11 +306,51 @@ def test_percentiles_of_nothing_and_of_one_colour() -> None:
 
 
 def test_only_the_largest_part_of_a_star_is_left() -> None:
-    from coverslip.kernels.labels import largest_parts
-
     labels: npt.NDArray[np.int32] = np.zeros((5, 9), np.int32)
     labels[1:4, 1:4], labels[1:4, 6:8], labels[:, 5], labels[0, 8] = 1, 1, 2, 3
     found = largest_parts(labels)
     assert (found == 1).sum() == 9
     assert (found == 2).sum() == 5
     assert (found == 3).sum() == 1
+
+
+def test_paling_stays_inside_the_nuclei() -> None:
+    image = discs(3)
+    same = paled_nuclei(image.rgb, image.labels, 0.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(same, image.rgb)
+    pale = paled_nuclei(image.rgb, image.labels, 1.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(pale[image.labels == 0], image.rgb[image.labels == 0])
+    depth = label_depth(image.labels)
+    middle, rim = depth > 0.9, (depth > 0) & (depth < 0.2)
+    assert pale[middle].mean() > image.rgb[middle].mean() + 30
+    np.testing.assert_array_equal(pale[rim], image.rgb[rim])
+    empty = np.zeros_like(image.labels)
+    np.testing.assert_array_equal(
+        paled_nuclei(image.rgb, empty, 1.0, np.random.default_rng(0)), image.rgb
+    )
+
+
+def test_pixels_that_are_not_known_teach_nothing() -> None:
+    recipe = replace(TINY, architecture="distance-map", arguments={"filters": 4})
+    network, config = recipe.network(), TrainingConfig(batch=2, crop=32, augmentation=PLAIN)
+    image = discs(0)
+    unknown = replace(image, known=np.zeros(image.labels.shape, np.bool_))
+    batch = NucleusBatches([unknown], recipe, network, config).batch(0)
+    maps = network(torch.from_numpy(batch.images.transpose(0, 3, 1, 2)))
+    targets = {k: torch.from_numpy(v) for k, v in batch.targets.items()}
+    torch.stack(list(network.losses(maps, targets).values())).sum().backward()
+    assert all(not p.grad.any() for p in network.parameters() if p.grad is not None)
+    with pytest.raises(ValueError, match="all known"):
+        NucleusBatches([unknown], TINY, TINY.network(), config)
+
+
+def test_a_training_may_start_from_a_head(tmp_path: Path) -> None:
+    network = TINY.network()
+    save_head(tmp_path / "first.safetensors", TINY, network)
+    config = TrainingConfig(steps=1, batch=1, crop=16)
+    training = Training(TINY, config, tmp_path / "next", "cpu", tmp_path / "first.safetensors")
+    for one, other in zip(training.network.parameters(), network.parameters(), strict=True):
+        assert torch.equal(one, other)
+    other_arguments = replace(TINY, arguments={"filters": 4})
+    with pytest.raises(InvalidConfig, match="does not fit a network of"):
+        Training(other_arguments, config, tmp_path / "x", "cpu", tmp_path / "first.safetensors")

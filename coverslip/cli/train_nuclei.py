@@ -47,6 +47,9 @@ def nuclei(
     config: Annotated[
         Path | None, typer.Option("--config", help="TOML with the settings of the training.")
     ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--start", help="A head of that architecture to begin with.")
+    ] = None,
     licence: Annotated[str, typer.Option("--licence", help="Of the weights.")] = "",
     assume_mpp: options.AssumeMpp = None,
     device: options.Device = None,
@@ -66,7 +69,13 @@ def nuclei(
     )
     with TrainingProgress(total=settings.steps, shown=not json) as progress:
         trained = train_nuclei(
-            images, recipe, settings, output, device=device or "auto", observer=progress.observe
+            images,
+            recipe,
+            settings,
+            output,
+            device=device or "auto",
+            start=start,
+            observer=progress.observe,
         )
     taught, held_out = trained.images
     if json:

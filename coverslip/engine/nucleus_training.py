@@ -46,19 +46,20 @@ def train_nuclei(
     folder: Path,
     *,
     device: str = "auto",
+    start: Path | None = None,
     observer: Callable[[int, int, Mapping[str, float]], None] | None = None,
 ) -> TrainedHead:
     """Train the head that `recipe` describes; run again to go on where it stopped.
 
     images   at the recipe's resolution; `config.validation` of them are held out
-    folder   see `heads.training.Training`
+    folder, start   see `heads.training.Training`
 
     The weights kept are those that did best on the images held out, on which the thresholds are
     chosen as well, so that the figures told are a little flattering: try the head on images of
     another source before you trust them. Raises InvalidConfig.
     """
     taught, held_out = split(images, config.validation, config.seed)
-    training = Training(recipe, config, folder, device)
+    training = Training(recipe, config, folder, device, start)
     source = NucleusBatches(taught, recipe, training.network, config)
 
     def validate(network: Any) -> Mapping[str, float]:

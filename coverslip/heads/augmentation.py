@@ -104,7 +104,7 @@ def paled_nuclei(
     grain = 25 * grain / max(float(grain.std()), 1e-6)
     pale = around - 15 + np.minimum(grain, 10)[..., None]
     mixed = crop + weight[..., None] * (pale - crop)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(mixed), 0, 255), np.uint8)
 
 
 def _span(

@@ -132,7 +132,13 @@ class Training:
         # convolutions on a CPU are up to twice as fast with channels last
         self.network = recipe.network().to(self.device, memory_format=torch.channels_last)
         if start is not None:
-            self.network.load_state_dict(load_head(start, str(self.device))[1].state_dict())
+            held, network, _ = load_head(start, str(self.device))
+            if (held.architecture, held.arguments) != (recipe.architecture, recipe.arguments):
+                raise InvalidConfig(
+                    f"{start}: does not fit a network of {recipe.architecture} {recipe.arguments}; "
+                    f"it is {held.architecture} {held.arguments}"
+                )
+            self.network.load_state_dict(network.state_dict())
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
         self._optimiser = torch.optim.AdamW(
             self.network.parameters(), weight_decay=config.weight_decay
