@@ -185,6 +185,8 @@ def command_beside_its_encoders(path: Path, encoders: tuple[str, ...], repeat: i
     for turn in range(repeat + 1):
         with tempfile.TemporaryDirectory() as folder:
             (result,) = Run.over([path], folder, config).execute(debug=True)
+        if result.status != "done":
+            raise SystemExit(result.reason)
         if turn:  # the first loads and compiles
             own = sum(s for name, s in result.seconds.items() if name.startswith("encoding"))
             whole = sum(s for name, s in result.seconds.items() if name not in ("opening",))
@@ -261,7 +263,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=1500, help="tiles a reading row takes")
     parser.add_argument("--slide", type=Path, nargs="*", default=[], help="slides besides ours")
     parser.add_argument("--side", type=int, default=40_000, help="px of the generated slide")
-    parser.add_argument("--encoders", default="efficientnet-lite0,resnet18")
+    parser.add_argument("--encoders", default="efficientnet-lite0,efficientnet-lite1")
     parser.add_argument("--only", default="", help="rows with this word: reading, store, ...")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
