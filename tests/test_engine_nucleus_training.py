@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from coverslip.cli import main
+from coverslip.cli.train_nuclei import _recipe
 from coverslip.engine.nucleus_images import annotated_regions, annotations_of, nucleus_images
 from coverslip.engine.nucleus_training import split
 from coverslip.errors import InvalidConfig
@@ -167,3 +168,9 @@ def test_some_images_are_held_out_or_that_is_told() -> None:
     assert [len(part) for part in split([one], 0.0, 0)] == [1, 0]
     with pytest.raises(InvalidConfig, match="too few to hold some out"):
         split([one], 0.15, 0)
+
+
+def test_pannukes_classes_go_by_one_name() -> None:
+    recipe = _recipe("n", "hovernet", {}, 0.5, ("pannuke",), "", ["folder/a"])
+    assert recipe.classes == ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
+    assert recipe.arguments == {"classes": 5}

@@ -35,7 +35,9 @@ def nuclei(
     architecture: Annotated[
         str, typer.Option("--architecture", help="stardist, hovernet, token-decoder.")
     ] = "stardist",
-    classes: Annotated[str, typer.Option("--classes", help="By comma.")] = "Nucleus",
+    classes: Annotated[
+        str, typer.Option("--classes", help="By comma; pannuke for the five of PanNuke.")
+    ] = "Nucleus",
     mpp: Annotated[float, typer.Option("--mpp", help="µm per pixel it is to work at.")] = 0.5,
     image_mpp: Annotated[
         float | None, typer.Option("--image-mpp", help="µm per pixel of the images.")
@@ -96,8 +98,9 @@ def _recipe(
     licence: str,
     sources: list[str],
 ) -> HeadRecipe:
-    from coverslip.heads.recipe import SETTINGS, HeadRecipe
+    from coverslip.heads.recipe import PANNUKE, SETTINGS, HeadRecipe
 
+    classes = PANNUKE if classes == ("pannuke",) else classes
     if len(classes) > 1:
         arguments = {**arguments, "classes": len(classes)}
     data = ", ".join(Path(source).name for source in sources)

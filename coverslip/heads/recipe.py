@@ -56,6 +56,9 @@ TUNED: Mapping[str, Mapping[str, tuple[float, ...]]] = {
 }
 """Which of the settings are chosen after a training, from what."""
 
+PANNUKE = ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
+"""The classes of nuclei that most published models tell apart (Gamper et al. 2020)."""
+
 KEY = "coverslip"
 
 
