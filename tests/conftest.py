@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,17 @@ class ArraySlide(Slide):
         part = self.images[level][row * height :, column * width :][:height, :width]
         whole[: part.shape[0], : part.shape[1]] = part
         return _averaged(whole, 2**reduction) if reduction else whole
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_threads() -> Iterator[None]:
+    """What a test file does to torch's threads ends with it."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else None
+    yield
+    if torch := sys.modules.get("torch"):
+        granted = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(before or granted)
 
 
 @pytest.fixture(scope="session")
