@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from coverslip.curve import log_rows
 from coverslip.encoders.loading import load_encoder
-from coverslip.encoders.pretrain import PretrainConfig, Pretraining, TileBatch, log_rows
+from coverslip.encoders.pretrain import PretrainConfig, Pretraining, TileBatch
 from coverslip.encoders.pretrain_objective import (
     balanced,
     crowding,

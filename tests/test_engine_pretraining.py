@@ -13,7 +13,8 @@ from PIL import Image
 from pyramids import address_pixels
 
 from coverslip.cli import main
-from coverslip.encoders.pretrain import PretrainConfig, log_rows
+from coverslip.curve import log_rows
+from coverslip.encoders.pretrain import PretrainConfig
 from coverslip.engine.config import RunConfig
 from coverslip.engine.labelled_tiles import LabelledTiles
 from coverslip.engine.pretraining import CHUNK, SlideTiles, read_tile_weights

@@ -18,6 +18,7 @@ FLOORS = {
     "errors": -2,
     "durable": -1,
     "settings": -1,
+    "curve": 0,
     "wsi": 0,
     "kernels": 0,
     "tiling": 1,

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from coverslip.engine.config import RunConfig
+    from coverslip.engine.nucleus_training import TrainedHead
 
 
 def names_in(text: str) -> tuple[str, ...]:
@@ -55,6 +56,18 @@ def execute(
         summary(results, output)
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def print_trained(trained: TrainedHead, flag: str, json: bool) -> None:
+    """What a training left, and the flag of `run` that takes it; or JSON."""
+    taught, held_out = trained.images
+    if json:
+        print_json({"weights": str(trained.path), "images": taught, "held_out": held_out,
+                    **trained.figures})  # fmt: skip
+        return
+    shown = ", ".join(f"{k} {v:.3f}" for k, v in trained.figures.items() if k != "score")
+    print(f"{taught} images, {held_out} held out{': ' + shown if shown else ''}")
+    print(f"trained: coverslip run SLIDES {flag} {trained.path}")
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coverslip.cli import options
-from coverslip.cli.execution import names_in, print_json
+from coverslip.cli.execution import names_in, print_trained
 
 if TYPE_CHECKING:
     from coverslip.heads.nucleus_training import NucleusImage
@@ -79,14 +79,7 @@ def nuclei(
             start=start,
             observer=progress.observe,
         )
-    taught, held_out = trained.images
-    if json:
-        print_json({"weights": str(trained.path), "images": taught, "held_out": held_out,
-                    **trained.figures})  # fmt: skip
-        return
-    shown = ", ".join(f"{k} {v:.3f}" for k, v in trained.figures.items() if k != "score")
-    print(f"{taught} images, {held_out} held out{': ' + shown if shown else ''}")
-    print(f"trained: coverslip run SLIDES --nuclei {trained.path}")
+    print_trained(trained, "--nuclei", json)
 
 
 def _recipe(
@@ -127,12 +120,11 @@ def _from_folders(
 def _from_slides(
     slides: list[str], annotations: Path, recipe: HeadRecipe, assume_mpp: float | None
 ) -> list[NucleusImage]:
-    from coverslip.engine.nucleus_images import annotated_regions, annotations_of
-    from coverslip.wsi.opening import open_slide, slide_paths
+    from coverslip.engine.nucleus_images import annotated_regions, of_annotated_slides
 
-    found: list[NucleusImage] = []
-    for path in slide_paths(slides):
-        with open_slide(path, assume_mpp=assume_mpp) as slide:
-            file = annotations_of(path, annotations)
-            found += annotated_regions(slide, file, recipe.mpp, recipe.classes)
-    return found
+    return of_annotated_slides(
+        slides,
+        annotations,
+        lambda slide, file: annotated_regions(slide, file, recipe.mpp, recipe.classes),
+        assume_mpp=assume_mpp,
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coverslip.cli import options
-from coverslip.cli.execution import names_in, print_json
+from coverslip.cli.execution import names_in, print_trained
 
 if TYPE_CHECKING:
     from coverslip.heads.recipe import HeadRecipe
@@ -54,14 +54,7 @@ def tissue(
         trained = train_tissue(
             images, recipe, settings, output, device=device or "auto", observer=progress.observe
         )
-    taught, held_out = trained.images
-    if json:
-        print_json({"weights": str(trained.path), "images": taught, "held_out": held_out,
-                    **trained.figures})  # fmt: skip
-        return
-    shown = ", ".join(f"{k} {v:.3f}" for k, v in trained.figures.items() if k != "score")
-    print(f"{taught} images, {held_out} held out{': ' + shown if shown else ''}")
-    print(f"trained: coverslip run SLIDES --tissue-map {trained.path}")
+    print_trained(trained, "--tissue-map", json)
 
 
 def _recipe(
@@ -88,12 +81,12 @@ def _recipe(
 def _areas(
     slides: list[str], annotations: Path, recipe: HeadRecipe, assume_mpp: float | None
 ) -> list[TissueImage]:
-    from coverslip.engine.nucleus_images import annotations_of
+    from coverslip.engine.nucleus_images import of_annotated_slides
     from coverslip.engine.tissue_areas import annotated_areas
-    from coverslip.wsi.opening import open_slide, slide_paths
 
-    found: list[TissueImage] = []
-    for path in slide_paths(slides):
-        with open_slide(path, assume_mpp=assume_mpp) as slide:
-            found += annotated_areas(slide, annotations_of(path, annotations), recipe)
-    return found
+    return of_annotated_slides(
+        slides,
+        annotations,
+        lambda slide, file: annotated_areas(slide, file, recipe),
+        assume_mpp=assume_mpp,
+    )

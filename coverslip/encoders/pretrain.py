@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.curve import append_row, drop_rows_behind
 from coverslip.durable import replace_file, whole_file
 from coverslip.encoders.registry import EncoderSpec
 from coverslip.errors import InvalidConfig, MissingWeights
@@ -219,15 +219,15 @@ class Pretraining:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.step == 0 and probe:
-            self._note("probe.csv", {"step": 0, **probe(self.encoder())})
+            append_row(self.folder / "probe.csv", {"step": 0, **probe(self.encoder())})
         while self.step < config.steps:
             started = time.perf_counter()
             row = self._train(tiles.batch(self.step))
             self.step += 1
             row["tiles_per_second"] = config.batch / (time.perf_counter() - started)
-            self._note("log.csv", {"step": self.step, **row})
+            append_row(self.folder / "log.csv", {"step": self.step, **row})
             if probe and (self.step % config.probe_every == 0 or self.step == config.steps):
-                self._note("probe.csv", {"step": self.step, **probe(self.encoder())})
+                append_row(self.folder / "probe.csv", {"step": self.step, **probe(self.encoder())})
             if self.step % config.save_every == 0 or self.step == config.steps:
                 self._save()
             if observer:
@@ -391,25 +391,7 @@ class Pretraining:
         self._optimiser.load_state_dict(content["optimiser"])
         self._guide_scale = content["guide_scale"]
         for name in ("log.csv", "probe.csv"):
-            self._cut(name)
-
-    def _note(self, name: str, row: Mapping[str, float]) -> None:
-        path = self.folder / name
-        begin = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if begin:
-                writer.writeheader()
-            writer.writerow({k: v if k == "step" else f"{v:.6g}" for k, v in row.items()})
-
-    def _cut(self, name: str) -> None:
-        """Drop rows that came after the checkpoint."""
-        path = self.folder / name
-        if not path.exists():
-            return
-        head, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [row for row in rows if int(row.partition(",")[0]) <= self.step]
-        replace_file(path, "".join([head, *kept]).encode())
+            drop_rows_behind(self.folder / name, self.step)
 
     def _publish(self) -> Path:
         """The teacher's weights and its recipe."""
@@ -431,10 +413,3 @@ def _falling(done: float) -> float:
 def _require(condition: bool, problem: str) -> None:
     if not condition:
         raise InvalidConfig(problem)
-
-
-def log_rows(path: Path) -> Iterator[dict[str, float]]:
-    """The rows of a training's `log.csv` or `probe.csv`."""
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            yield {name: float(value) for name, value in row.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,14 @@ from coverslip.heads.nucleus_training import NucleusImage
 from coverslip.heads.segmentation import UNKNOWN_CLASS
 from coverslip.kernels.resample import area_resample
 from coverslip.tiling.reading import read_window
+from coverslip.wsi.opening import open_slide, slide_paths
 from coverslip.wsi.slide import Slide
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Annotated = TypeVar("Annotated")
+"""An image of an annotated slide, whatever is to be learned from it."""
 
 INSTANCES = "_instances.png"
 CLASSES = "_classes.csv"
@@ -201,3 +205,21 @@ def annotations_of(slide: str, annotations: Path) -> Path:
         if (path := annotations / f"{stem}{suffix}").exists():
             return path
     raise InvalidConfig(f"{annotations}: holds no {stem}.geojson for {Path(slide).name}")
+
+
+def of_annotated_slides(
+    slides: Sequence[str],
+    annotations: Path,
+    read: Callable[[Slide, Path], Sequence[Annotated]],
+    *,
+    assume_mpp: float | None = None,
+) -> list[Annotated]:
+    """What `read` makes of each slide and its annotations (see `annotations_of`), in order.
+
+    Raises InvalidConfig where a slide has none, and what opening slides and `read` do.
+    """
+    found: list[Annotated] = []
+    for path in slide_paths(slides):
+        with open_slide(path, assume_mpp=assume_mpp) as slide:
+            found += read(slide, annotations_of(path, annotations))
+    return found

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coverslip.curve import log_rows
 from coverslip.durable import whole_file
-from coverslip.encoders.pretrain import log_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -107,6 +107,23 @@ def hover_segmentation(
     return Segmentation.of(labels, mean, of_nuclei.argmax(axis=1).astype(np.uint8))
 
 
+class FromHoverMaps:
+    """What is around a network whose maps are `HoverMaps`; see `NucleusNetwork`."""
+
+    def targets(
+        self, labels: Labels, class_id: npt.NDArray[np.uint8]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        return hover_targets(labels, class_id)
+
+    def losses(self, maps: HoverMaps, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return hover_losses(maps, targets)
+
+    def segmentation(
+        self, maps: Maps, shape: tuple[int, int], settings: Mapping[str, Any]
+    ) -> Segmentation:
+        return hover_segmentation(maps, shape, settings)
+
+
 def _gradients(offset: Tensor) -> Tensor:
     """(b, 2, H, W) -> the same: the horizontal map's along x, the vertical map's along y.
 

@@ -7,18 +7,16 @@ name by name, the network of github.com/vqdang/hover_net and of TIAToolbox: thei
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coverslip.errors import InvalidConfig
-from coverslip.heads.hover_maps import HoverMaps, hover_losses, hover_segmentation, hover_targets
+from coverslip.heads.hover_maps import FromHoverMaps, HoverMaps
 from coverslip.heads.hovernet_layers import (
     Dense,
     Doubled,
@@ -30,13 +28,12 @@ from coverslip.heads.hovernet_layers import (
     relu,
     without,
 )
-from coverslip.heads.segmentation import Labels, Maps, Segmentation
 
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, which a recipe's "imagenet" takes off and divides by."""
 
 
-class HoverNet(nn.Module):
+class HoverNet(FromHoverMaps, nn.Module):
     """A pre-activated ResNet50 with a dense decoder for each map.
 
     classes     of nuclei; one needs no decoder
@@ -109,20 +106,6 @@ class HoverNet(nn.Module):
             x = block(self.upsample2x(x) + level)
         found: Tensor = decoder.u0(x)
         return found
-
-    def targets(
-        self, labels: Labels, class_id: npt.NDArray[np.uint8]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        return hover_targets(labels, class_id)
-
-    def losses(self, maps: HoverMaps, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return hover_losses(maps, targets)
-
-    def segmentation(
-        self, maps: Maps, shape: tuple[int, int], settings: Mapping[str, Any]
-    ) -> Segmentation:
-        """See `hover_maps.hover_segmentation`."""
-        return hover_segmentation(maps, shape, settings)
 
 
 def published_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -171,14 +171,15 @@ def load_head(path: Path, device: str = "auto") -> tuple[HeadRecipe, Any, str]:
     device   torch's name; "auto" takes a GPU where there is one
     """
     import torch
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
 
     recipe = read_recipe(path)
     network = recipe.network()
-    weights = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+    content = path.read_bytes()
+    weights = {k: v.float() if v.is_floating_point() else v for k, v in load(content).items()}
     wanted = network.state_dict()
     if wrong := sorted(
         {k for k in weights.keys() ^ wanted.keys()}
@@ -186,6 +187,6 @@ def load_head(path: Path, device: str = "auto") -> tuple[HeadRecipe, Any, str]:
     ):
         raise InvalidConfig(f"{path}: {wrong[0]} does not fit a {recipe.architecture}")
     network.load_state_dict(weights)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     network = network.to(device, memory_format=torch.channels_last)
     return recipe, network.eval().requires_grad_(False), digest

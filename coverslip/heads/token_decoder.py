@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coverslip.errors import InvalidConfig
-from coverslip.heads.hover_maps import HoverMaps, hover_losses, hover_segmentation, hover_targets
-from coverslip.heads.segmentation import Labels, Maps, Segmentation
+from coverslip.heads.hover_maps import FromHoverMaps, HoverMaps
+from coverslip.heads.segmentation import Labels
 from coverslip.heads.unet import convolutions
 
 ENCODERS = {"pluto": "coverslip.encoders.pluto:pluto_small"}
@@ -33,7 +33,7 @@ WIDEST = 512
 """Channels that no level exceeds."""
 
 
-class TokenDecoder(nn.Module):
+class TokenDecoder(FromHoverMaps, nn.Module):
     """A transformer, and what its tokens are decoded by.
 
     encoder             a name in `ENCODERS`, "package.module:function", or a timm model
@@ -104,20 +104,6 @@ class TokenDecoder(nn.Module):
         skips += [skip(grid) for skip, grid in zip(self.skips, grids, strict=True)]
         nucleus, offset, *classes = (branch(last, skips) for branch in self.branches)
         return HoverMaps(nucleus, offset, classes[0] if classes else nucleus[:, :0]), last
-
-    def targets(
-        self, labels: Labels, class_id: npt.NDArray[np.uint8]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        return hover_targets(labels, class_id)
-
-    def losses(self, maps: HoverMaps, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return hover_losses(maps, targets)
-
-    def segmentation(
-        self, maps: Maps, shape: tuple[int, int], settings: Mapping[str, Any]
-    ) -> Segmentation:
-        """See `hover_maps.hover_segmentation`."""
-        return hover_segmentation(maps, shape, settings)
 
 
 class Branch(nn.Module):

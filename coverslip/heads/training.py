@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import time
 import tomllib
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.curve import append_row, drop_rows_behind
 from coverslip.durable import whole_file
 from coverslip.errors import InvalidConfig
 from coverslip.heads.augmentation import Augmentation
@@ -168,7 +168,7 @@ class Training:
                 row = self._train(batch)
                 self.step += 1
                 row["images_per_second"] = config.batch / (time.perf_counter() - started)
-                self._note("log.csv", {"step": self.step, **row})
+                append_row(self.folder / "log.csv", {"step": self.step, **row})
                 if observer:
                     observer(self.step, config.steps, row)
                 if self.step % config.validate_every == 0 or self.step == config.steps:
@@ -183,7 +183,7 @@ class Training:
         """Keep the averaged weights if they are the best so far."""
         found = dict(validate(self.averaged.eval())) if validate else {"score": float(self.step)}
         if validate:
-            self._note("validation.csv", {"step": self.step, **found})
+            append_row(self.folder / "validation.csv", {"step": self.step, **found})
         self.since_best += 1
         if found["score"] > self.best:
             self.best, self.since_best = found["score"], 0
@@ -276,22 +276,4 @@ class Training:
         self.step, self.best = content["step"], content["best"]
         self.since_best = content["since_best"]
         for name in ("log.csv", "validation.csv"):
-            _cut_behind(self.folder / name, self.step)
-
-    def _note(self, name: str, row: Mapping[str, float]) -> None:
-        path = self.folder / name
-        new = not path.exists()
-        with open(path, "a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(row)
-            writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in row.values())
-
-
-def _cut_behind(path: Path, step: int) -> None:
-    """Without the rows of steps that are going to be done again."""
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([head, *(r for r in rows if int(r[0]) <= step)])
+            drop_rows_behind(self.folder / name, self.step)
