@@ -105,7 +105,7 @@ def _labelled(
     height = gaussian(distance_transform(mask, 16.0), 1.0) / 6
     height = (height + gaussian(np.ascontiguousarray(depth), 1.0)).astype(np.float32)
     labels = largest_parts(seeded_watershed(-height, local_maxima(height, mask, 4.0), mask))
-    plausible = watershed._plausible(labels, watershed.intensity(rgb))
+    plausible = watershed.plausible_nuclei(labels, watershed.intensity(rgb))
     known = (np.abs(mean - 0.5) > CLEAR) & ((labels > 0) == (plausible > 0))
     count = int(plausible.max(initial=0))
     return NucleusImage(rgb, plausible, np.zeros(count, np.uint8), name, known)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,8 +34,16 @@ def settings_of(cls: type[Settings], content: Mapping[str, Any]) -> Settings:
 def settings_from_toml(cls: type[Settings], path: Path) -> Settings:
     """The file's settings. Raises InvalidConfig, which names the file: unreadable, an unknown name,
     a wrong type or value."""
+    with toml_content(path) as content:
+        return settings_of(cls, content)
+
+
+@contextmanager
+def toml_content(path: Path) -> Iterator[dict[str, Any]]:
+    """What the file holds. Raises InvalidConfig, which names the file: unreadable, or what the
+    block raised of it."""
     try:
-        return settings_of(cls, tomllib.loads(path.read_text(encoding="utf-8")))
+        yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
         raise InvalidConfig(f"{path}: {error}") from None
 

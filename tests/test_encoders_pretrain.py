@@ -287,7 +287,11 @@ def test_another_training_in_the_folder_is_not_gone_on_with(tmp_path: Path) -> N
     with pytest.raises(InvalidConfig, match="another seed"):
         Pretraining(replace(TINY, seed=1), tmp_path, "cpu")
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(MissingWeights, match=r"checkpoint\.pt"):
+    with pytest.raises(MissingWeights, match=r"checkpoint\.pt: cannot be read"):
+        Pretraining(TINY, tmp_path, "cpu")
+    a_heads = {"config": {}, "step": 3, "network": {}, "optimiser": {}}
+    torch.save(a_heads, tmp_path / "checkpoint.pt")
+    with pytest.raises(MissingWeights, match="lacks student, teacher"):
         Pretraining(TINY, tmp_path, "cpu")
 
 

@@ -24,10 +24,10 @@ from coverslip.engine.config import RunConfig
 from coverslip.engine.embedding_source import source_of_encoder, source_of_features
 from coverslip.engine.heat_map import NO_TILE, draw_class_map
 from coverslip.engine.labelled_tiles import LabelledTiles
+from coverslip.engine.result import ClassifiedSlide
 from coverslip.engine.run import Run
 from coverslip.engine.tile_classes import (
     Classification,
-    ClassifiedSlide,
     class_colours,
     classify,
     connected_tiles,

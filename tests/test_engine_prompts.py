@@ -18,13 +18,8 @@ from coverslip.cli import main
 from coverslip.encoders.text import TEMPLATES, class_vectors, load_text_encoder, unit
 from coverslip.engine import prompts as engine
 from coverslip.engine.heat_map import SIDE_PX, draw_heat_map
-from coverslip.engine.prompts import (
-    PromptedSlide,
-    Prompts,
-    classes_from,
-    prompt_stores,
-    templates_from,
-)
+from coverslip.engine.prompts import Prompts, classes_from, prompt_stores, templates_from
+from coverslip.engine.result import ClassifiedSlide
 from coverslip.errors import IncompleteStage, InvalidConfig, RecipeMismatch
 from coverslip.export.geojson import read_geojson
 from coverslip.tiling.grid import TileGrid, all_boxes
@@ -86,7 +81,7 @@ def asked(output: Path, weights: Path, **changes: Any) -> Prompts:
                    **changes)  # fmt: skip
 
 
-def only(prompts: Prompts) -> PromptedSlide:
+def only(prompts: Prompts) -> ClassifiedSlide:
     """The result of a folder with one store."""
     ((slide_id, result),) = prompt_stores(prompts)
     assert slide_id == "case"

@@ -222,7 +222,7 @@ def test_annotations_become_partly_labelled_images(folder: Path, tmp_path: Path)
         for classes, inside in ((("Stripes", "Dots"), {0, 1, 255}),
                                 (("Stripes", "Dots", "Other"), {0, 1, 2, 255})):  # fmt: skip
             recipe = HeadRecipe("t", "tissue", "tissue-map", {}, 2.0, classes)
-            images = annotated_areas(slide, tmp_path / "textures.geojson", recipe)
+            images = annotated_areas(slide, [tmp_path / "textures.geojson"], recipe)
             assert [image.region for image in images] == [0, 1]
             first, second = images
             assert set(np.unique(first.class_id).tolist()) == inside
@@ -233,7 +233,7 @@ def test_annotations_become_partly_labelled_images(folder: Path, tmp_path: Path)
             assert first.rgb.shape[:2] == first.class_id.shape
         recipe = HeadRecipe("t", "tissue", "tissue-map", {}, 2.0, ("Muscle",))
         with pytest.raises(InvalidConfig, match="no area of class Muscle"):
-            annotated_areas(slide, tmp_path / "textures.geojson", recipe)
+            annotated_areas(slide, [tmp_path / "textures.geojson"], recipe)
     taught, held_out = split_areas(images, ("Stripes", "Dots"), 0.3, 0)
     assert (len(taught), len(held_out)) == (1, 1)
     assert 0 in taught[0].class_id  # a class of one region only is taught
@@ -250,9 +250,9 @@ def test_large_areas_are_cut_and_too_large_ones_refused(
 
     recipe = HeadRecipe("t", "tissue", "tissue-map", {}, 2.0, CLASSES)
     with open_slide(folder / "textures.tif") as slide:
-        whole = annotated_areas(slide, folder / "textures.geojson", recipe)
+        whole = annotated_areas(slide, [folder / "textures.geojson"], recipe)
         monkeypatch.setattr(tissue_areas, "PIECE_PX", 40)
-        cut = annotated_areas(slide, folder / "textures.geojson", recipe)
+        cut = annotated_areas(slide, [folder / "textures.geojson"], recipe)
         assert len(cut) > len(whole)
         counts = [sum(image.counts(2) for image in images) for images in (whole, cut)]
         np.testing.assert_array_equal(*counts)
@@ -260,7 +260,7 @@ def test_large_areas_are_cut_and_too_large_ones_refused(
         assert all(image.class_id[0, 0] == UNKNOWN_CLASS for image in cut)
         monkeypatch.setattr(tissue_areas, "LARGEST_PX", 1000)
         with pytest.raises(InvalidConfig, match="a coarser map"):
-            annotated_areas(slide, folder / "textures.geojson", recipe)
+            annotated_areas(slide, [folder / "textures.geojson"], recipe)
 
 
 def test_a_map_added_later_is_the_one_made_with_the_tiles(

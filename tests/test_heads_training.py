@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coverslip.errors import InvalidConfig, UnknownName
+from coverslip.errors import InvalidConfig, MissingWeights, UnknownName
 from coverslip.heads.augmentation import Augmentation, crop_of, paled_nuclei, recoloured
 from coverslip.heads.depth import agreement, best_iou, expectations, remarks
 from coverslip.heads.metrics import Overlaps, f1_at, panoptic_quality
@@ -178,6 +178,29 @@ def test_a_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
         Training(TINY, replace(config, batch=3), tmp_path / "whole", "cpu")
 
 
+def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:
+    config = TrainingConfig(steps=1, batch=1, crop=16, augmentation=PLAIN)
+    path = tmp_path / "checkpoint.pt"
+    training = Training(TINY, config, tmp_path, "cpu")
+    training.run(NucleusBatches([discs(0, 32)], TINY, training.network, config))
+    whole = path.read_bytes()
+    assert Training(TINY, config, tmp_path, "cpu").step == 1
+    other_network = replace(TINY, arguments={"filters": 4})
+    with pytest.raises(InvalidConfig, match=r"checkpoint\.pt: does not fit a network of stardist"):
+        Training(other_network, config, tmp_path, "cpu")
+    for cut_off in (b"", b"no checkpoint", whole[:100], whole[: len(whole) // 2], whole[:-30]):
+        path.write_bytes(cut_off)
+        with pytest.raises(MissingWeights, match=r"checkpoint\.pt: cannot be read .*\n  remove it"):
+            Training(TINY, config, tmp_path, "cpu")
+    for other, lacking in (
+        (torch.zeros(3), "config, step, best"),
+        ({"config": {}, "step": "1", "best": 0.0, "since_best": 0}, "step, network, averaged"),
+    ):
+        torch.save(other, path)
+        with pytest.raises(MissingWeights, match=f"not a checkpoint.*it lacks {lacking}"):
+            Training(TINY, config, tmp_path, "cpu")
+
+
 def test_it_stops_when_it_no_longer_gets_better(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     config = TrainingConfig(steps=50, batch=1, crop=16, validate_every=2, patience=2)
@@ -209,7 +232,7 @@ def test_batches_are_the_same_whenever_asked_for() -> None:
     assert np.abs(first.images - next_.images).max() > 0.1
     assert first.images.shape == (3, 32, 32, 3)
     assert first.targets["distance"].shape == (3, 32, 16, 16)
-    with pytest.raises(ValueError, match="multiple of 16"):
+    with pytest.raises(InvalidConfig, match="multiple of 16"):
         NucleusBatches([discs(0)], TINY, network, replace(config, crop=40))
 
 
@@ -292,6 +315,7 @@ def test_settings_are_read_or_refused(tmp_path: Path) -> None:
         ("precision = 'int8'", "float32 or bfloat16"),
         ("[augmentation]\nscale = [2, 1]", "rising"),
         ("steps = ", "t.toml"),
+        ("network = 3", r"t\.toml: network must be a table"),
     ):
         path.write_text(wrong)
         with pytest.raises(InvalidConfig, match=said):

@@ -117,6 +117,18 @@ def test_touching_discs_are_parted() -> None:
     assert WatershedNuclei().fitted(image).segment(image).labels.max() == 2
 
 
+def test_only_labels_like_nuclei_are_plausible() -> None:
+    labels: npt.NDArray[np.int32] = np.zeros((120, 120), np.int32)
+    v, u = np.mgrid[:120, :120]
+    for number, x, radius in ((2, 20, 8), (3, 40, 2), (5, 90, 8), (9, 90, 4)):
+        labels[(u - x) ** 2 + (v - 20) ** 2 <= radius**2] = number  # 3 too small, 5 a ring
+    labels[60:64, 10:90] = 7  # too long
+    labels[70:120] = 11  # too large
+    found = WatershedNuclei(mpp=0.25).plausible_nuclei(labels, np.ones(labels.shape, np.float32))
+    assert np.unique(found).tolist() == [0, 1]
+    np.testing.assert_array_equal(found == 1, labels == 2)
+
+
 @pytest.mark.parametrize("shape", [(0, 0, 3), (1, 1, 3), (5, 40, 3)])
 def test_nothing_is_found_in_glass(shape: tuple[int, int, int]) -> None:
     labels = WatershedNuclei().segment(np.full(shape, 250, np.uint8)).labels

@@ -17,6 +17,7 @@ REPOSITORY = PACKAGE.parent
 FLOORS = {
     "errors": -2,
     "durable": -1,
+    "checkpoint": -1,
     "settings": -1,
     "curve": 0,
     "wsi": 0,

@@ -13,6 +13,7 @@ from scipy import ndimage
 from coverslip.kernels.backend import backend_of, implementation
 from coverslip.kernels.labels import (
     connected_components,
+    consecutive_labels,
     distance_transform,
     gaussian,
     label_measures,
@@ -132,6 +133,24 @@ def test_outlines_are_valid_and_cover_exactly_their_pixels(seed: int) -> None:
         assert np.array_equal(shapely.contains_xy(ring, u, v), filled)
         assert ring.area == pytest.approx(filled.sum() - 0.5)
     assert shapely.is_valid(shapely.simplify(rings, 0.4)).all()
+
+
+@pytest.mark.parametrize("least", [0, 1])
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (7, 5), (2, 3, 4)])
+def test_labels_without_gaps_are_scikit_images(shape: tuple[int, ...], least: int) -> None:
+    segmentation = pytest.importorskip("skimage.segmentation")
+    labels = np.random.default_rng(2).integers(least, 60, shape).astype(np.uint16)
+    ours, left = consecutive_labels(labels)
+    assert (ours.dtype, left.dtype) == (np.int32, np.int64)
+    np.testing.assert_array_equal(np.append(0, left)[ours], labels)  # none changes hands
+    if labels.size:
+        np.testing.assert_array_equal(ours, segmentation.relabel_sequential(labels)[0])
+
+
+def test_labels_below_nothing_are_background() -> None:
+    ours, left = consecutive_labels(np.array([[-4, 0, 9], [2, 9, -1]]))
+    assert ours.tolist() == [[0, 0, 2], [1, 2, 0]]
+    assert left.tolist() == [2, 9]
 
 
 def test_measures_are_those_of_scikit_image() -> None:

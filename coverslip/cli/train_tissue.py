@@ -54,7 +54,7 @@ def tissue(
         trained = train_tissue(
             images, recipe, settings, output, device=device or "auto", observer=progress.observe
         )
-    print_trained(trained, "--tissue-map", json)
+    print_trained(trained, "coverslip run SLIDES --tissue-map {}", json)
 
 
 def _recipe(
@@ -81,12 +81,12 @@ def _recipe(
 def _areas(
     slides: list[str], annotations: Path, recipe: HeadRecipe, assume_mpp: float | None
 ) -> list[TissueImage]:
-    from coverslip.engine.nucleus_images import of_annotated_slides
+    from coverslip.engine.annotated_slides import of_annotated_slides
     from coverslip.engine.tissue_areas import annotated_areas
 
     return of_annotated_slides(
         slides,
         annotations,
-        lambda slide, file: annotated_areas(slide, file, recipe),
+        lambda slide, files: annotated_areas(slide, files, recipe),
         assume_mpp=assume_mpp,
     )

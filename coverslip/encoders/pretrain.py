@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.checkpoint import checkpoint_content
 from coverslip.curve import append_row, drop_rows_behind
 from coverslip.durable import replace_file, whole_file
 from coverslip.encoders.registry import EncoderSpec
-from coverslip.errors import InvalidConfig, MissingWeights
+from coverslip.errors import InvalidConfig
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 CELL = 32
 """Side of what is withheld at once, px: the largest patch, so that the task is always the same."""
+CHECKPOINT = {"config": dict, "step": int, "student": dict, "teacher": dict, "optimiser": dict}
+"""What is in a checkpoint, beside `guide_scale`, and of which type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,20 +368,12 @@ class Pretraining:
             torch.save(content, aside)
 
     def _resume(self) -> None:
-        import torch
-
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             for name in ("log.csv", "probe.csv"):
                 (self.folder / name).unlink(missing_ok=True)
             return
-        try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise MissingWeights(
-                f"{path}: cannot be read ({type(error).__name__})\n"
-                "  remove it to start over, or choose another folder with -o"
-            ) from error
+        content = checkpoint_content(path, self.device, CHECKPOINT)
         if content["config"] != asdict(self.config):
             changed = [k for k, v in asdict(self.config).items() if content["config"].get(k) != v]
             raise InvalidConfig(

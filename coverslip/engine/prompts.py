@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +31,7 @@ from coverslip.encoders.text import (
 )
 from coverslip.engine.exports import written_once
 from coverslip.engine.heat_map import draw_heat_map
+from coverslip.engine.result import ClassifiedSlide
 from coverslip.errors import (
     CoverslipError,
     IncompleteStage,
@@ -40,6 +40,7 @@ from coverslip.errors import (
     printable,
 )
 from coverslip.export.geojson import box_columns, write_geojson
+from coverslip.settings import toml_content
 from coverslip.tiling.grid import TileGrid
 from coverslip.tiling.lock import lock
 from coverslip.tiling.stage_writer import json_bytes
@@ -56,22 +57,6 @@ ROWS_PER_BLOCK = 8192
 SET_NAME = re.compile(r"\w[\w-]*")
 UNSAFE = re.compile(r"[^\w-]+")
 """What does not go from a class's name into a file's."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptedSlide:
-    """What became of one slide.
-
-    tiles     how many were compared
-    shares    class -> share of the tiles for which it is the most probable
-    files     heat maps and object files
-    changed   False where everything was there already
-    """
-
-    tiles: int
-    shares: Mapping[str, float]
-    files: Sequence[Path]
-    changed: bool
 
 
 @dataclass(frozen=True)
@@ -124,7 +109,7 @@ class Prompts:
         }
 
 
-def prompt_stores(prompts: Prompts) -> Iterator[tuple[str, PromptedSlide | CoverslipError]]:
+def prompt_stores(prompts: Prompts) -> Iterator[tuple[str, ClassifiedSlide | CoverslipError]]:
     """Compare the features in every store of the folder with the prompts' texts, and write what
     was asked for; what is current is left alone. Yields (slide id, result or what went wrong).
 
@@ -136,7 +121,7 @@ def prompt_stores(prompts: Prompts) -> Iterator[tuple[str, PromptedSlide | Cover
         raise InvalidConfig(f"{output}: no stores here; coverslip features writes them")
     for path in stores:
         slide_id = path.name.removesuffix(".zarr")
-        result: PromptedSlide | CoverslipError
+        result: ClassifiedSlide | CoverslipError
         try:
             with lock(path):
                 result = _prompt_store(SlideStore.open(path), slide_id, prompts)
@@ -145,7 +130,7 @@ def prompt_stores(prompts: Prompts) -> Iterator[tuple[str, PromptedSlide | Cover
         yield slide_id, result
 
 
-def _prompt_store(store: SlideStore, slide_id: str, prompts: Prompts) -> PromptedSlide:
+def _prompt_store(store: SlideStore, slide_id: str, prompts: Prompts) -> ClassifiedSlide:
     changed, most_probable = False, [np.empty(0, np.int64)]
     files: list[Path] = []
     for features in _feature_stages(store, prompts):
@@ -159,13 +144,9 @@ def _prompt_store(store: SlideStore, slide_id: str, prompts: Prompts) -> Prompte
             changed |= exported
             files += written
         most_probable.append(store.group(stage)["probabilities"][:].argmax(axis=1))
-    found = np.concatenate(most_probable)
-    counts = np.bincount(found, minlength=len(prompts.classes))
-    shares = {
-        name: count / max(len(found), 1)
-        for name, count in zip(prompts.classes, counts.tolist(), strict=True)
-    }
-    return PromptedSlide(len(found), shares, files, changed)
+    return ClassifiedSlide.of(
+        np.concatenate(most_probable), list(prompts.classes), files, changed=changed
+    )
 
 
 def _feature_stages(store: SlideStore, prompts: Prompts) -> list[str]:
@@ -186,7 +167,7 @@ def _feature_stages(store: SlideStore, prompts: Prompts) -> list[str]:
 
 def _compare(store: SlideStore, features: str, stage: str, prompts: Prompts) -> None:
     """Write the stage: cosines and probabilities, block by block."""
-    _check_same_weights(store, features, prompts)
+    check_same_weights(store, features, prompts.text)
     embeddings: Any = store.group(features)["features"]
     total, classes = embeddings.shape[0], len(prompts.classes)
     with store.stage(stage, prompts.parameters(), needs=[features]) as writer:
@@ -211,18 +192,18 @@ def _compare(store: SlideStore, features: str, stage: str, prompts: Prompts) -> 
         )
 
 
-def _check_same_weights(store: SlideStore, features: str, prompts: Prompts) -> None:
+def check_same_weights(store: SlideStore, features: str, text: TextEncoder) -> None:
     """Raises RecipeMismatch where images and texts were not embedded by one checkpoint."""
     made = store.record(features).parameters
-    theirs, ours = str(made.get("weights_sha256", "")), prompts.text.weights_sha256
+    theirs, ours = str(made.get("weights_sha256", "")), text.weights_sha256
     if theirs != ours:
         problem = f"weights {theirs[:16]}, the text tower's are {ours[:16]}"
-    elif json_bytes(made.get("recipe", {})) != json_bytes(prompts.spec.recipe()):
-        problem = f"another recipe than {prompts.spec.name} has now"
+    elif json_bytes(made.get("recipe", {})) != json_bytes(text.spec.recipe()):
+        problem = f"another recipe than {text.name} has now"
     else:
         return
     raise RecipeMismatch(
-        f"{printable(str(store.path))}: its features of {prompts.spec.name} were made with "
+        f"{printable(str(store.path))}: its features of {text.name} were made with "
         f"{problem}\n"
         "  pass the --weights they were made with, or run coverslip features again"
     )
@@ -304,20 +285,17 @@ def classes_from(text: str) -> dict[str, tuple[str, ...]]:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InvalidConfig(f"class {twice[0]!r} is named twice")
         return {name: (name,) for name in names}
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidConfig(f"{path}: {error}") from None
-    table = content.get("classes")
-    if not isinstance(table, dict) or len(content) != 1:
-        raise InvalidConfig(f"{path}: holds one table, [classes], with a line a class")
-    classes = {}
-    for name, value in table.items():
-        names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-            raise InvalidConfig(f"{path}: class {name!r} is a text or a list of texts")
-        classes[name] = tuple(names)
-    return classes
+    with toml_content(path) as content:
+        table = content.get("classes")
+        if not isinstance(table, dict) or len(content) != 1:
+            raise InvalidConfig("holds one table, [classes], with a line a class")
+        classes = {}
+        for name, value in table.items():
+            names = [value] if isinstance(value, str) else value
+            if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+                raise InvalidConfig(f"class {name!r} is a text or a list of texts")
+            classes[name] = tuple(names)
+        return classes
 
 
 def templates_from(path: Path) -> tuple[str, ...]:

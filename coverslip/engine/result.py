@@ -1,9 +1,14 @@
-"""What became of one slide: a row of the report, whether it went well or not."""
+"""What became of one slide: a row of the report, well or not; the classes of its tiles."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 Status = Literal["done", "unchanged", "no tissue", "failed"]
 
@@ -52,3 +57,33 @@ class SlideResult:
     @property
     def total_seconds(self) -> float:
         return sum(self.seconds.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifiedSlide:
+    """What became of one slide whose tiles got classes.
+
+    tiles     how many
+    shares    class -> share of the tiles for which it is the most probable
+    files     pictures and object files
+    changed   False where everything was there already
+    """
+
+    tiles: int
+    shares: Mapping[str, float]
+    files: Sequence[Path]
+    changed: bool
+
+    @classmethod
+    def of(
+        cls,
+        class_id: npt.NDArray[np.integer],
+        classes: Sequence[str],
+        files: Sequence[Path],
+        *,
+        changed: bool,
+    ) -> ClassifiedSlide:
+        """class_id   [N] of the tiles, most probable"""
+        counts = np.bincount(class_id, minlength=len(classes)) / max(len(class_id), 1)
+        shares = dict(zip(classes, counts.tolist(), strict=True))
+        return cls(len(class_id), shares, files, changed)

@@ -10,7 +10,7 @@ Of slides that have no store yet, an ordinary run makes the features first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from coverslip.engine.embedding_source import source_of_features
 from coverslip.engine.exports import written_once
 from coverslip.engine.heat_map import NO_TILE, cells_of, draw_class_map, picture_of, places_of
 from coverslip.engine.process import Observer
-from coverslip.engine.result import SlideResult
+from coverslip.engine.result import ClassifiedSlide, SlideResult
 from coverslip.engine.run import Run
 from coverslip.errors import (
     CoverslipError,
@@ -49,22 +49,6 @@ from coverslip.wsi.slide import Box
 CLASS_EXPORTS = ("geojson", "png")
 ROWS_PER_BLOCK = 8192
 """Tiles classified at a time, and what a crash can cost."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifiedSlide:
-    """What became of one slide.
-
-    tiles     how many were classified
-    shares    class -> share of the tiles for which it is the most probable
-    files     pictures and object files
-    changed   False where everything was there already
-    """
-
-    tiles: int
-    shares: Mapping[str, float]
-    files: Sequence[Path]
-    changed: bool
 
 
 @dataclass(frozen=True)
@@ -157,13 +141,9 @@ def _classify(store: SlideStore, slide_id: str, asked: Classification) -> Classi
             changed |= exported
             files += written
         found.append(store.group(f"classes/{name}")["class_id"][:])
-    class_id = np.concatenate(found)
-    counts = np.bincount(class_id, minlength=len(asked.classifier.classes))
-    shares = {
-        name: count / max(len(class_id), 1)
-        for name, count in zip(asked.classifier.classes, counts.tolist(), strict=True)
-    }
-    return ClassifiedSlide(len(class_id), shares, files, changed)
+    return ClassifiedSlide.of(
+        np.concatenate(found), asked.classifier.classes, files, changed=changed
+    )
 
 
 def _feature_stages(store: SlideStore, classifier: TileClassifier) -> list[str]:

@@ -16,6 +16,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from coverslip.durable import replace_file
+from coverslip.engine.annotated_slides import annotation_files, no_annotations
 from coverslip.engine.config import RunConfig
 from coverslip.engine.embedding_source import source_of_encoder, source_of_features
 from coverslip.engine.labelled_tiles import LabelledTiles
@@ -34,7 +35,6 @@ from coverslip.kernels.stain_profile import StainNormalizer, StainProfile
 from coverslip.tiling.grid import TileGrid
 from coverslip.tiling.store import SlideStore
 from coverslip.tiling.stream import TileStream
-from coverslip.wsi.naming import slide_name
 from coverslip.wsi.opening import slide_paths
 from coverslip.wsi.slide import Box, Slide
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 IGNORE = "ignore*"
 """QuPath's class for what must not be looked at."""
-SUFFIX = re.compile(r"\.(geojson|json|zip)(\.gz)?$", re.I)
 NAME = re.compile(r"\w[\w-]*")
 """What a classifier may be called, in stores and files."""
 Regions = Mapping[str, BaseGeometry]
@@ -99,24 +98,17 @@ class AnnotatedSlides:
         classes: Sequence[str] = (),
         share: float = 0.5,
     ) -> AnnotatedSlides:
-        """The slides of which annotations are there: files, or folders of them, that are named
-        `<slide>.geojson`, `<slide>.svs.geojson` or `<slide>.<anything>.geojson`, also .gz.
+        """The slides of which annotations are there, as `annotation_files` finds them.
 
-        Raises InvalidConfig where no file goes with any slide.
+        Raises InvalidConfig where no slide has any.
         """
         paths = slide_paths(slides, recursive=recursive)
-        files = [file for place in annotations for file in _annotation_files(place)]
-        owners = [_owner(file, paths) for file in files]
+        files = annotation_files(paths, annotations)
+        if not files:
+            raise no_annotations(paths, annotations)
         found = tuple(
-            (path, slide_id, own)
-            for path, slide_id in slide_ids(paths)
-            if (own := tuple(f for f, o in zip(files, owners, strict=True) if o == path))
+            (path, slide_id, files[path]) for path, slide_id in slide_ids(paths) if path in files
         )
-        if not found:
-            raise InvalidConfig(
-                f"{', '.join(map(str, annotations))}: no annotations of the {len(paths)} slides\n"
-                "  QuPath's GeoJSON is wanted, named after its slide: case.geojson for case.svs"
-            )
         return cls(found, stores, tuple(classes), share)
 
 
@@ -323,19 +315,3 @@ def _embedded(
         done += size
         observer(slide_id, done, len(missing))
     return found
-
-
-def _annotation_files(place: Path) -> list[Path]:
-    if place.is_dir():
-        return sorted(p for p in place.iterdir() if p.is_file() and SUFFIX.search(p.name))
-    if not place.exists():
-        raise InvalidConfig(f"{place}: no such file or folder of annotations")
-    return [place]
-
-
-def _owner(file: Path, slides: Sequence[str]) -> str | None:
-    """The slide after which a file is named: of several, the one with the longest name."""
-    name = SUFFIX.sub("", file.name)
-    stems = [(slide_name(slide), slide) for slide in slides]
-    fitting = [(s, slide) for s, slide in stems if name == s or name.startswith(f"{s}.")]
-    return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None

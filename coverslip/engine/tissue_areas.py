@@ -32,30 +32,34 @@ LARGEST_PX = 600_000_000
 """Pixels of all images of a slide, which are held in memory at 4 bytes each."""
 
 
-def annotated_areas(slide: Slide, annotations: Path, recipe: HeadRecipe) -> list[TissueImage]:
+def annotated_areas(
+    slide: Slide, annotations: Sequence[Path], recipe: HeadRecipe
+) -> list[TissueImage]:
     """The annotated areas of a slide at the recipe's resolution.
 
-    annotations    QuPath's GeoJSON: polygons of the recipe's classes are labelled; what lies in no
-                   such polygon, but in one of class "Region*", is "Other", if that is one of the
-                   classes. All else is unknown, and so is what lies in "Ignore*"
+    annotations    QuPath's GeoJSON files: polygons of the recipe's classes are labelled; what lies
+                   in no such polygon, but in one of class "Region*", is "Other", if that is one of
+                   the classes. All else is unknown, and so is what lies in "Ignore*"
 
     Of polygons that overlap the smaller one counts. Areas whose boxes meet are one region, larger
     ones are cut into several images. Raises InvalidConfig: nothing of these classes, or more than
     600 million px; InvalidGeoJSON, MissingMpp, UnreadableTile.
     """
     scale = (recipe.mpp / slide.mpp[0], recipe.mpp / slide.mpp[1])
-    layers = _layers(read_geojson(annotations, bounds=slide.bounds), recipe.classes)
+    objects = [o for file in annotations for o in read_geojson(file, bounds=slide.bounds)]
+    named = ", ".join(map(str, annotations))
+    layers = _layers(objects, recipe.classes)
     regions = _regions([geometry for geometry, kind in layers if kind != UNKNOWN_CLASS])
     if not regions:
         raise InvalidConfig(
-            f"{annotations}: no area of class {', '.join(recipe.classes)}\n"
+            f"{named}: no area of class {', '.join(recipe.classes)}\n"
             "  annotations are classified by these names, as --classes gives them"
         )
     pieces = [(n, box) for n, region in enumerate(regions) for box in _pieces(region, scale)]
     pixels = sum((w + 2 * MARGIN_PX) * (h + 2 * MARGIN_PX) for _, (_, _, w, h) in pieces)
     if pixels > LARGEST_PX:
         raise InvalidConfig(
-            f"{annotations}: its areas measure {pixels / 1e6:.0f} million px at {recipe.mpp:g} "
+            f"{named}: its areas measure {pixels / 1e6:.0f} million px at {recipe.mpp:g} "
             f"µm/px, more than {LARGEST_PX / 1e6:.0f}\n"
             "  annotate smaller areas, or train a coarser map (--mpp)"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -15,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.checkpoint import checkpoint_content
 from coverslip.curve import append_row, drop_rows_behind
 from coverslip.durable import whole_file
 from coverslip.errors import InvalidConfig
 from coverslip.heads.augmentation import Augmentation
 from coverslip.heads.recipe import HeadRecipe, load_head, save_head
-from coverslip.settings import settings_of
+from coverslip.settings import settings_of, toml_content
 
 if TYPE_CHECKING:
     import torch
@@ -67,19 +67,20 @@ class TrainingConfig:
             raise InvalidConfig(f"validation must be in 0..1, got {self.validation}")
 
 
-def training_settings(path: Path | None) -> tuple[TrainingConfig, dict[str, Any]]:
+def training_settings(path: Path | None, **defaults: Any) -> tuple[TrainingConfig, dict[str, Any]]:
     """(settings, arguments of the network) of a TOML file; the latter in its table [network].
+
+    defaults   of settings that are wanted otherwise than `TrainingConfig` has them
 
     Raises InvalidConfig, which names the file.
     """
     if path is None:
-        return TrainingConfig(), {}
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return TrainingConfig(**defaults), {}
+    with toml_content(path) as content:
         arguments = content.pop("network", {})
-        return settings_of(TrainingConfig, content), dict(arguments)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidConfig) as error:
-        raise InvalidConfig(f"{path}: {error}") from None
+        if not isinstance(arguments, dict):
+            raise InvalidConfig(f"network must be a table, got {arguments!r}")
+        return settings_of(TrainingConfig, {**defaults, **content}), arguments
 
 
 class Batch(NamedTuple):
@@ -96,6 +97,12 @@ class BatchSource(Protocol):
         """Of a step: the same whenever it is asked for."""
         ...
 
+
+CHECKPOINT = {
+    "config": dict, "step": int, "best": float, "since_best": int,
+    "network": dict, "averaged": dict, "optimiser": dict,
+}  # fmt: skip
+"""What is in a checkpoint, and of which type."""
 
 Validate = Callable[[Any], Mapping[str, float]]
 """Figures of a network on what was held out; "score" among them is what must grow."""
@@ -120,7 +127,7 @@ class Training:
         start: Path | None = None,
     ) -> None:
         """start: a head's file whose weights it begins with; of the same architecture and
-        arguments. Raises InvalidConfig."""
+        arguments. Raises InvalidConfig; MissingWeights for a checkpoint that is none."""
         import torch
 
         self.config, self.folder = config, folder
@@ -186,7 +193,7 @@ class Training:
             append_row(self.folder / "validation.csv", {"step": self.step, **found})
         self.since_best += 1
         if found["score"] > self.best:
-            self.best, self.since_best = found["score"], 0
+            self.best, self.since_best = float(found["score"]), 0
             save_head(self.path, self.recipe, self.averaged)
 
     def _train(self, batch: Batch) -> dict[str, float]:
@@ -253,14 +260,12 @@ class Training:
             torch.save(content, aside)
 
     def _resume(self) -> None:
-        import torch
-
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             for name in ("log.csv", "validation.csv"):
                 (self.folder / name).unlink(missing_ok=True)
             return
-        content = torch.load(path, map_location=self.device, weights_only=True)
+        content = checkpoint_content(path, self.device, CHECKPOINT)
         if content["config"] != asdict(self.config):
             old, new = content["config"], asdict(self.config)
             changed = ", ".join(
@@ -270,9 +275,16 @@ class Training:
                 f"{path}: this training began with {changed}\n"
                 "  go on with those, or train in another folder"
             )
-        self.network.load_state_dict(content["network"])
-        self.averaged.load_state_dict(content["averaged"])
-        self._optimiser.load_state_dict(content["optimiser"])
+        try:
+            self.network.load_state_dict(content["network"])
+            self.averaged.load_state_dict(content["averaged"])
+            self._optimiser.load_state_dict(content["optimiser"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise InvalidConfig(
+                f"{path}: does not fit a network of {self.recipe.architecture} "
+                f"{self.recipe.arguments} ({type(error).__name__})\n"
+                "  go on with the network it began with, or train in another folder"
+            ) from error
         self.step, self.best = content["step"], content["best"]
         self.since_best = content["since_best"]
         for name in ("log.csv", "validation.csv"):

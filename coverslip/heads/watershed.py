@@ -164,7 +164,28 @@ class WatershedNuclei:
         mask = self._foreground(stain)
         ridge = self._ridge(stain, mask)
         seeds = local_maxima(ridge, mask, self.apart_um / self.mpp)
-        return Segmentation.of(self._plausible(seeded_watershed(-ridge, seeds, mask), stain))
+        labels = seeded_watershed(-ridge, seeds, mask)
+        return Segmentation.of(self.plausible_nuclei(labels, stain))
+
+    def plausible_nuclei(
+        self, labels: npt.NDArray[np.int32], stain: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int32]:
+        """Only labels of a nucleus' size and shape, numbered anew without gaps.
+
+        labels   int32 [H, W] at `mpp`, whoever drew them
+        stain    float32 [H, W], as of `intensity`
+        """
+        found = label_measures(labels, stain)
+        major, minor = found.axes.T
+        area = found.area * self.mpp**2
+        kept = (
+            (area >= self.least_um2) & (area <= self.most_um2)
+            & (found.area >= self.least_fill * np.pi / 4 * major * minor)
+            & (major <= self.most_elongation * minor)
+        )  # fmt: skip
+        number = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
+        number[found.label[kept]] = np.arange(1, np.count_nonzero(kept) + 1)
+        return np.asarray(number[labels])
 
     def _ridge(
         self, stain: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]
@@ -184,19 +205,3 @@ class WatershedNuclei:
         limit = local_threshold(stain, radius, limit, means, PRIOR) - lower
         mask = opened_by_disc(stain > limit, self.open_um / self.mpp)
         return np.asarray(filled_holes(mask, self.hole_um2 / self.mpp**2))
-
-    def _plausible(
-        self, labels: npt.NDArray[np.int32], stain: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.int32]:
-        """Only labels of a nucleus' size and shape, numbered anew."""
-        found = label_measures(labels, stain)
-        major, minor = found.axes.T
-        area = found.area * self.mpp**2
-        kept = (
-            (area >= self.least_um2) & (area <= self.most_um2)
-            & (found.area >= self.least_fill * np.pi / 4 * major * minor)
-            & (major <= self.most_elongation * minor)
-        )  # fmt: skip
-        number = np.zeros(int(labels.max(initial=0)) + 1, np.int32)
-        number[found.label[kept]] = np.arange(1, np.count_nonzero(kept) + 1)
-        return np.asarray(number[labels])

@@ -112,6 +112,18 @@ def largest_parts(labels: Labels, *, backend: Backend | None = None) -> Labels:
     return np.asarray(np.where(kept[part], labels, 0), np.int32)
 
 
+def consecutive_labels(
+    labels: npt.NDArray[np.integer],
+) -> tuple[Labels, npt.NDArray[np.int64]]:
+    """Labels numbered anew, 1 to N without gaps and in their order, and what each was: int64 [N].
+
+    labels   any shape; 0 and below is background, and becomes 0
+    """
+    left, place = np.unique(labels, return_inverse=True)
+    number = np.cumsum(left > 0, dtype=np.int32)
+    return number[place].reshape(labels.shape), left[left > 0].astype(np.int64)
+
+
 def distance_transform(mask: Any, limit: float, *, backend: Backend | None = None) -> Any:
     """Distance of every pixel of `mask` to the nearest pixel outside it, px, at most `limit`.
 
