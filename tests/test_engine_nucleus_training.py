@@ -13,7 +13,7 @@ from PIL import Image
 
 from coverslip.cli import main
 from coverslip.cli.train_nuclei import _recipe
-from coverslip.engine.nucleus_images import annotated_regions, annotations_of, nucleus_images
+from coverslip.engine.nucleus_images import annotated_regions, nucleus_images
 from coverslip.engine.nucleus_training import split
 from coverslip.errors import InvalidConfig
 from coverslip.export.geojson import QuPathObject, read_geojson, write_geojson
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_regions_are_read_with_their_nuclei_and_classes(folder: Path) -> None:
     with open_slide(folder / "discs.tif") as slide:
-        images = annotated_regions(slide, folder / "discs.geojson", 0.5, ("Tumor",))
+        images = annotated_regions(slide, [folder / "discs.geojson"], 0.5, ("Tumor",))
     assert [image.rgb.shape for image in images] == [(80, 140, 3)] * 6
     first = images[0]
     assert first.labels.shape == (80, 140)
@@ -89,12 +89,25 @@ def test_annotations_without_regions_are_told(folder: Path, tmp_path: Path) -> N
     write_geojson(tmp_path / "empty.geojson", [disc, empty], slide="discs")
     with open_slide(folder / "discs.tif") as slide:
         with pytest.raises(InvalidConfig, match=r"no object of class 'Region\*'"):
-            annotated_regions(slide, tmp_path / "none.geojson", 0.5, ())
+            annotated_regions(slide, [tmp_path / "none.geojson"], 0.5, ())
         with pytest.raises(InvalidConfig, match="no nucleus is outlined in region 1"):
-            annotated_regions(slide, tmp_path / "empty.geojson", 0.5, ())
-    assert annotations_of("x/discs.tif", folder) == folder / "discs.geojson"
-    with pytest.raises(InvalidConfig, match=r"holds no other\.geojson"):
-        annotations_of("x/other.tif", folder)
+            annotated_regions(slide, [tmp_path / "empty.geojson"], 0.5, ())
+
+
+def test_regions_and_nuclei_may_lie_in_two_files(folder: Path, tmp_path: Path) -> None:
+    objects = read_geojson(folder / "discs.geojson")
+    regions = [o for o in objects if o.class_name == "Region*"]
+    write_geojson(tmp_path / "regions.geojson", regions, slide="discs")
+    write_geojson(
+        tmp_path / "nuclei.geojson", [o for o in objects if o not in regions], slide="discs"
+    )
+    files = [tmp_path / "nuclei.geojson", tmp_path / "regions.geojson"]
+    with open_slide(folder / "discs.tif") as slide:
+        whole = annotated_regions(slide, [folder / "discs.geojson"], 0.5, ("Tumor",))
+        split_up = annotated_regions(slide, files, 0.5, ("Tumor",))
+    for one, other in zip(whole, split_up, strict=True):
+        np.testing.assert_array_equal(one.labels, other.labels)
+        np.testing.assert_array_equal(one.class_id, other.class_id)
 
 
 def test_a_model_from_annotations_finds_the_nuclei(folder: Path, tmp_path: Path) -> None:

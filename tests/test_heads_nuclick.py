@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from coverslip.errors import InvalidConfig
 from coverslip.heads.augmentation import Augmentation
 from coverslip.heads.click_training import (
     ClickBatches,
     ClickHabits,
     click_figures,
-    inside_point,
-    squiggle,
 )
 from coverslip.heads.nucleus_training import NucleusImage
 from coverslip.heads.nuclick import (
@@ -29,6 +28,7 @@ from coverslip.heads.nuclick import (
     probabilities,
 )
 from coverslip.heads.recipe import HeadRecipe, load_head, save_head
+from coverslip.heads.simulated_marks import inside_point, squiggle
 from coverslip.heads.training import TrainingConfig
 
 PLAIN = Augmentation(scale=(1.0, 1.0), stain=0.0, brightness=0.05, blur=0.0, noise=0.0)
@@ -224,7 +224,7 @@ def test_batches_are_the_same_whenever_they_are_asked_for() -> None:
 
 
 def test_what_cannot_be_trained_on_is_refused() -> None:
-    with pytest.raises(ValueError, match="multiple of 16, got 50"):
+    with pytest.raises(InvalidConfig, match="multiple of 16, got 50"):
         ClickBatches([disc_image(0)], TrainingConfig(crop=50))
     full = NucleusImage(
         np.zeros((20, 20, 3), np.uint8), np.arange(400, dtype=np.int32).reshape(20, 20) + 1,

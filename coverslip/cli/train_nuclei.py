@@ -11,7 +11,6 @@ from coverslip.cli import options
 from coverslip.cli.execution import names_in, print_trained
 
 if TYPE_CHECKING:
-    from coverslip.heads.nucleus_training import NucleusImage
     from coverslip.heads.recipe import HeadRecipe
 
 
@@ -23,14 +22,7 @@ def nuclei(
         ),
     ],
     output: options.Output,
-    annotations: Annotated[
-        Path | None,
-        typer.Option(
-            "--annotations",
-            help="QuPath GeoJSON of the slide, or a folder of <slide>.geojson: Region* objects are "
-            "areas in which every nucleus is outlined.",
-        ),
-    ] = None,
+    annotations: options.Annotations = None,
     name: Annotated[str, typer.Option("--name", help="Of the model.")] = "nuclei",
     architecture: Annotated[
         str, typer.Option("--architecture", help="stardist, hovernet, token-decoder.")
@@ -39,36 +31,27 @@ def nuclei(
         str, typer.Option("--classes", help="By comma; pannuke for the five of PanNuke.")
     ] = "Nucleus",
     mpp: Annotated[float, typer.Option("--mpp", help="µm per pixel it is to work at.")] = 0.5,
-    image_mpp: Annotated[
-        float | None, typer.Option("--image-mpp", help="µm per pixel of the images.")
-    ] = None,
-    nucleus_area: Annotated[
-        float | None,
-        typer.Option("--nucleus-area", help="Where nobody knows it: µm² of their median nucleus."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="TOML with the settings of the training.")
-    ] = None,
-    start: Annotated[
-        Path | None, typer.Option("--start", help="A head of that architecture to begin with.")
-    ] = None,
-    licence: Annotated[str, typer.Option("--licence", help="Of the weights.")] = "",
+    image_mpp: options.ImageMpp = None,
+    nucleus_area: options.NucleusArea = None,
+    config: options.TrainingSettings = None,
+    start: options.Start = None,
+    licence: options.Licence = "",
     assume_mpp: options.AssumeMpp = None,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
     """Train a nucleus model on images with labels or on annotated slides; run again to go on."""
     from coverslip.cli.progress import TrainingProgress
+    from coverslip.engine.nucleus_images import images_of_sources
     from coverslip.engine.nucleus_training import train_nuclei
     from coverslip.heads.training import training_settings
 
     settings, arguments = training_settings(config)
     recipe = _recipe(name, architecture, arguments, mpp, names_in(classes), licence, sources)
-    images = (
-        _from_slides(sources, annotations, recipe, assume_mpp)
-        if annotations
-        else _from_folders(sources, recipe, image_mpp, nucleus_area)
-    )
+    images = images_of_sources(
+        sources, annotations, recipe.mpp, recipe.classes,
+        image_mpp=image_mpp, nucleus_um2=nucleus_area, assume_mpp=assume_mpp,
+    )  # fmt: skip
     with TrainingProgress(total=settings.steps, shown=not json) as progress:
         trained = train_nuclei(
             images,
@@ -79,7 +62,7 @@ def nuclei(
             start=start,
             observer=progress.observe,
         )
-    print_trained(trained, "--nuclei", json)
+    print_trained(trained, "coverslip run SLIDES --nuclei {}", json)
 
 
 def _recipe(
@@ -96,35 +79,10 @@ def _recipe(
     classes = PANNUKE if classes == ("pannuke",) else classes
     if len(classes) > 1:
         arguments = {**arguments, "classes": len(classes)}
+    if architecture == "cerberus":  # what it is not taught it is not to find
+        arguments = {"tasks": ["nuclei"], "tissue_classes": 0, **arguments}
     data = ", ".join(Path(source).name for source in sources)
     return HeadRecipe(
         name, "nuclei", architecture, arguments, mpp, classes,
         settings=SETTINGS.get(architecture, {}), licence=licence, data=data,
     )  # fmt: skip
-
-
-def _from_folders(
-    folders: list[str], recipe: HeadRecipe, image_mpp: float | None, area: float | None
-) -> list[NucleusImage]:
-    from coverslip.engine.nucleus_images import nucleus_images
-
-    return [
-        image
-        for folder in folders
-        for image in nucleus_images(
-            Path(folder), recipe.mpp, recipe.classes, image_mpp=image_mpp, nucleus_um2=area
-        )
-    ]
-
-
-def _from_slides(
-    slides: list[str], annotations: Path, recipe: HeadRecipe, assume_mpp: float | None
-) -> list[NucleusImage]:
-    from coverslip.engine.nucleus_images import annotated_regions, of_annotated_slides
-
-    return of_annotated_slides(
-        slides,
-        annotations,
-        lambda slide, file: annotated_regions(slide, file, recipe.mpp, recipe.classes),
-        assume_mpp=assume_mpp,
-    )

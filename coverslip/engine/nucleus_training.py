@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from coverslip.heads.nucleus_training import (
 )
 from coverslip.heads.recipe import HeadRecipe, load_head, save_head
 from coverslip.heads.training import Training, TrainingConfig
+
+Labelled = TypeVar("Labelled")
+"""An image, whatever it is labelled for."""
 
 VIEWS = 3
 """Turned views in which the agreement expected of good images is measured."""
@@ -70,8 +73,8 @@ def train_nuclei(
 
 
 def split(
-    images: Sequence[NucleusImage], share: float, seed: int
-) -> tuple[list[NucleusImage], list[NucleusImage]]:
+    images: Sequence[Labelled], share: float, seed: int
+) -> tuple[list[Labelled], list[Labelled]]:
     """(taught, held out): at least one of either where any are to be held out."""
     order = np.random.default_rng(seed).permutation(len(images))
     count = min(max(round(share * len(images)), 1), len(images) - 1) if share > 0 else 0

@@ -8,6 +8,7 @@ any influence: how the slide is cut into windows does not change the map.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -96,18 +97,8 @@ class TissueMapOutput(Output):
             for number, end in ((self._row[i], self._height), (self._column[i], self._width))
         )
         found = np.asarray(found[: len(rows), : len(columns)])
-        found[~self._is_tissue(rows, columns)] = NO_CLASS
+        found[~is_tissue(self._tissue, rows, columns, self._scale)] = NO_CLASS
         return found
-
-    def _is_tissue(
-        self, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
-        """bool [rows, columns]: whether the centres of these pixels lie in the tissue's mask."""
-        mask = np.pad(self._tissue.mask, ((0, 1), (0, 1)))  # what lies beyond is none
-        v = np.floor((rows + 0.5) * self._scale[1] / self._tissue.scale[1]).astype(np.int64)
-        u = np.floor((columns + 0.5) * self._scale[0] / self._tissue.scale[0]).astype(np.int64)
-        last = mask.shape[0] - 1, mask.shape[1] - 1
-        return np.asarray(mask[np.ix_(np.minimum(v, last[0]), np.minimum(u, last[1]))])
 
     def _collect(self) -> None:
         i, coming = self._pending.popleft()
@@ -128,19 +119,41 @@ class TissueMapOutput(Output):
             self._collect()
         while len(self._band):
             self._write_band()
-        classes = self._head.classes
-        self._writer.finish(
-            {
-                "model": self._head.name,
-                "mpp": self._head.mpp,
-                "scale": list(self._scale),
-                "origin": [0.0, 0.0],
-                "classes": list(classes),
-                "colours": [list(colour) for colour in class_colours(classes).values()],
-                "missing": NO_CLASS,
-            }
-        )
+        head = self._head
+        self._writer.finish(map_attributes(head.name, head.classes, self._scale, head.mpp))
         self._pool.shutdown()
 
     def abandon(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def is_tissue(
+    tissue: Tissue,
+    rows: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64],
+    scale: tuple[float, float],
+) -> npt.NDArray[np.bool_]:
+    """bool [rows, columns]: whether the centres of these pixels lie in the tissue's mask.
+
+    scale   level-0 px per pixel
+    """
+    mask = np.pad(tissue.mask, ((0, 1), (0, 1)))  # what lies beyond is none
+    v = np.floor((rows + 0.5) * scale[1] / tissue.scale[1]).astype(np.int64)
+    u = np.floor((columns + 0.5) * scale[0] / tissue.scale[0]).astype(np.int64)
+    last = mask.shape[0] - 1, mask.shape[1] - 1
+    return np.asarray(mask[np.ix_(np.minimum(v, last[0]), np.minimum(u, last[1]))])
+
+
+def map_attributes(
+    model: str, classes: Sequence[str], scale: tuple[float, float], mpp: float
+) -> dict[str, Any]:
+    """Of the stage that holds a map, as its readers want them."""
+    return {
+        "model": model,
+        "mpp": mpp,
+        "scale": list(scale),
+        "origin": [0.0, 0.0],
+        "classes": list(classes),
+        "colours": [list(colour) for colour in class_colours(classes).values()],
+        "missing": NO_CLASS,
+    }

@@ -51,6 +51,8 @@ OBJECTS = {
 }
 TASKS = (*OBJECTS, "tissue")
 """In the order of what is known of an image."""
+TISSUE_CELLS = 5
+"""Side of what is judged as one tissue, in cells of 32 px; the paper's patch has 144 px."""
 
 
 class CerberusMaps(NamedTuple):
@@ -66,7 +68,7 @@ class Cerberus(nn.Module):
     """A ResNet34 with U-Net decoders.
 
     tasks               of "nuclei", "glands", "lumina"
-    tissue_classes      0 for no such head
+    tissue_classes      their names; or only how many, 0 for no such head
     width               channels of a decoder at half resolution; 2, 4, 4 times that below
     encoder_arguments   of timm's resnet34: others make it smaller
     """
@@ -77,7 +79,7 @@ class Cerberus(nn.Module):
     def __init__(
         self,
         tasks: Sequence[str] = tuple(OBJECTS),
-        tissue_classes: int = 9,
+        tissue_classes: int | Sequence[str] = 9,
         width: int = 64,
         encoder_arguments: Mapping[str, Any] | None = None,
     ) -> None:
@@ -94,8 +96,11 @@ class Cerberus(nn.Module):
         levels = encoder.feature_info.channels()  # of sides H / 2, H / 4, ... H / 32
         self.encoder = encoder
         self.decoders = nn.ModuleDict({task: Decoder(levels, width) for task in tasks})
+        names = () if isinstance(tissue_classes, int) else tuple(tissue_classes)
+        count = tissue_classes if isinstance(tissue_classes, int) else len(names)
+        self.tissue_classes = names
         # a linear head on pooled features and the mean of one on each of them are the same
-        self.tissue = nn.Conv2d(levels[-1], tissue_classes, 1) if tissue_classes else None
+        self.tissue = nn.Conv2d(levels[-1], count, 1) if count else None
 
     def forward(self, x: Tensor) -> CerberusMaps:  # (b, 3, H, W); sides are multiples of 32
         levels = self.encoder(x)  # (b, c, H / 2, W / 2), ... (b, c', H / 32, W / 32)
@@ -111,14 +116,18 @@ class Cerberus(nn.Module):
         return self.partial_targets({"nuclei": labels})
 
     def partial_targets(
-        self, labels: Mapping[str, Labels], tissue: int | None = None
+        self,
+        labels: Mapping[str, Labels],
+        tissue: int | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Of an image labelled for some tasks; with zeros for the others, so that they stack.
 
-        labels   by task, at least one, [H, W]
+        labels   by task, [H, W]
         tissue   class of the whole image
+        shape    (H, W), wanted where there are no labels
         """
-        shape = next(iter(labels.values())).shape
+        shape = shape or next(iter(labels.values())).shape
         found = {
             task: inside_and_boundary(labels[task], OBJECTS[task].boundary)
             if task in labels
@@ -161,6 +170,25 @@ class Cerberus(nn.Module):
         area = np.maximum(np.bincount(labels.ravel(), minlength=count), 1)
         total = np.bincount(labels.ravel(), chance.ravel(), count)
         return Segmentation.of(labels, (total / area)[1:].astype(np.float32))
+
+    def tissue_probabilities(
+        self, logits: npt.NDArray[np.float32], known: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """Of each tissue class, at every cell of 32 px, float32 [h, w, classes].
+
+        logits   [h, w, classes], as the last of the maps has them
+        known    bool [h, w]: cells that count; the others become nan
+
+        A cell is judged as an image `TISSUE_CELLS` cells wide and high whose middle it is.
+        """
+        from scipy.ndimage import uniform_filter
+
+        side = (TISSUE_CELLS, TISSUE_CELLS)
+        count = uniform_filter(known.astype(np.float64), side, mode="constant")[..., None]
+        total = np.where(known[..., None], logits, 0).astype(np.float64)
+        total = uniform_filter(total, (*side, 1), mode="constant")
+        mean = np.divide(total, count, out=np.full_like(total, np.nan), where=known[..., None])
+        return np.moveaxis(_softmax(np.moveaxis(mean, -1, 0)), 0, -1)
 
 
 class Decoder(nn.Module):
@@ -226,7 +254,7 @@ def tissue_probability(maps: Maps) -> npt.NDArray[np.float32]:
     return _softmax(np.asarray(maps[-1]).mean(axis=(1, 2)))
 
 
-def _softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _softmax(logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     """Over the first axis."""
     chance = np.exp(logits - logits.max(axis=0))
     return np.asarray(chance / chance.sum(axis=0), np.float32)

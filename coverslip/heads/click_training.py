@@ -1,16 +1,19 @@
-"""Clicks that nobody made: on labelled nuclei, as a user would click, to train NuClick with."""
+"""Clicks that nobody made: on labelled objects, as a user would click, to train NuClick with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.errors import InvalidConfig
 from coverslip.heads.augmentation import crop_of, recoloured
 from coverslip.heads.nucleus_training import NucleusImage
 from coverslip.heads.nuclick import NuClick, click_input, line_points, marked_part, probabilities
+from coverslip.heads.simulated_marks import inside_point, squiggle
 from coverslip.heads.training import Batch, TrainingConfig
 from coverslip.kernels.labels import connected_components, distance_transform
 
@@ -21,8 +24,6 @@ Points = npt.NDArray[np.float64]
 
 LEAST_PX = 30
 """Smaller objects, remnants at an image's border, are not clicked."""
-DEPTH = (0.1, 0.9)
-"""How deep a click lies, as a share of the object's greatest depth: at least so much, drawn."""
 FREE_PX = 4.0
 """How far from every object a click on background lies."""
 
@@ -42,6 +43,30 @@ class ClickHabits:
     alone: float = 0.5
     background: float = 0.15
     jitter: int = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ClickedKind:
+    """What is clicked, and how a head for it is made unless somebody wants it otherwise.
+
+    mpp        µm per px; patch_px what is seen around a click
+    settings   of the head
+    """
+
+    name: str
+    mpp: float
+    patch_px: int
+    settings: dict[str, Any]
+    habits: ClickHabits
+
+
+KINDS = {
+    "nuclei": ClickedKind("Nucleus", 0.25, 128, {"least_um2": 2.0}, ClickHabits()),
+    "glands": ClickedKind(
+        "Gland", 0.5, 512, {"least_um2": 100.0}, ClickHabits(squiggles=0.7, jitter=48)
+    ),
+}
+"""The paper's patches; glands are marked by squiggles as well as by clicks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +93,7 @@ class ClickBatches:
 
     def __post_init__(self) -> None:
         if self.config.crop % NuClick.multiple:
-            raise ValueError(
+            raise InvalidConfig(
                 f"crop must be a multiple of {NuClick.multiple}, got {self.config.crop}"
             )
 
@@ -103,7 +128,8 @@ class ClickBatches:
         row, column = (int(n) for n in random.choice(np.argwhere(place)))
         number = int(image.labels[row, column])
         cut = self._cut(random)
-        rgb, labels = _around(image, (row, column), cut + 2 * self.habits.jitter)
+        jitter = min(self.habits.jitter, cut // 4)  # what is marked stays in the patch
+        rgb, labels = _around(image, (row, column), cut + 2 * jitter)
         changes = replace(self.config.augmentation, scale=(cut / self.config.crop,) * 2)
         rgb, (labels,) = crop_of(rgb, [labels], self.config.crop, changes, random)
         if background:
@@ -137,46 +163,6 @@ class ClickBatches:
                 corner = [place[1].start, place[0].start]
                 marks.append(inside_point(mask, random) + corner)
         return np.array(marks).reshape(-1, 2)
-
-
-def inside_point(mask: Mask, random: np.random.Generator) -> Points:
-    """(x, y) px of a point inside `mask` [H, W], rarely at its border, often off its middle."""
-    seen = [np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0)]
-    top, left = (max(int(n[0]) - 1, 0) for n in seen)
-    part = mask[top : seen[0][-1] + 2, left : seen[1][-1] + 2]
-    depth = distance_transform(part, float(max(part.shape)))
-    rows, columns = np.nonzero(part & (depth >= random.uniform(*DEPTH) * depth.max()))
-    i = random.integers(len(rows))
-    within = random.uniform(0.05, 0.95, 2)  # of the pixel
-    return np.array([left + columns[i], top + rows[i]]) + within
-
-
-def squiggle(mask: Mask, start: Points, random: np.random.Generator) -> Points:
-    """A line along the inside of a 4-connected `mask` from `start` on: vertices [n, 2] (x, y) px.
-
-    It leads to the farthest of three points inside, on the way that stays farthest from the border.
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import dijkstra
-
-    depth = distance_transform(mask, float(max(mask.shape)))
-    ends = [inside_point(mask, random) for _ in range(3)]
-    end = max(ends, key=lambda point: float(np.hypot(*(point - start))))
-    number = np.full(mask.shape, -1)
-    number[mask] = np.arange(np.count_nonzero(mask))
-    height = depth[mask].astype(np.float64)
-    steps = [(number[:, :-1], number[:, 1:]), (number[:-1], number[1:])]
-    open_ways = [(a[(a >= 0) & (b >= 0)], b[(a >= 0) & (b >= 0)]) for a, b in steps]
-    one = np.concatenate([a for a, _ in open_ways])
-    other = np.concatenate([b for _, b in open_ways])
-    cost = 1 / np.minimum(height[one], height[other]) ** 2
-    graph = coo_array((cost, (one, other)), shape=(len(height),) * 2).tocsr()
-    first, last = (int(number[int(y), int(x)]) for x, y in (start, end))
-    _, before = dijkstra(graph, directed=False, indices=first, return_predecessors=True)
-    way = [last]
-    while way[-1] != first and before[way[-1]] >= 0:
-        way.append(int(before[way[-1]]))
-    return np.asarray(np.argwhere(mask)[way[::-1], ::-1] + 0.5, np.float64)
 
 
 def _marked(mask: Mask, habits: ClickHabits, random: np.random.Generator) -> tuple[Points, Mask]:
@@ -213,13 +199,15 @@ def click_figures(
     *,
     most: int | None = None,
     exclude: bool = False,
+    squiggles: bool = False,
     seed: int = 0,
 ) -> dict[str, float]:
     """How well objects are found by one click on each: means of "iou" and "dice", share "found".
 
-    side      of the patches, px; what of an object lies beyond counts as missed
-    most      objects, drawn at random; all by default
-    exclude   every other object in the patch is marked as not meant
+    side        of the patches, px; what of an object lies beyond counts as missed
+    most        objects, drawn at random; all by default
+    exclude     every other object in the patch is marked as not meant
+    squiggles   a line along its inside marks each, instead of a click
     """
     random = np.random.default_rng(seed)
     objects = [
@@ -231,18 +219,33 @@ def click_figures(
     if most is not None and most < len(objects):
         chosen = np.sort(random.choice(len(objects), most, replace=False))
         objects = [objects[i] for i in chosen]
+    if not objects:
+        return {"score": 0.0, "iou": np.nan, "dice": np.nan, "found": np.nan}
     rows = []
     for image, number in objects:
-        shared, found, true = _one_click(network, image, number, side, threshold, exclude, random)
+        marks = _marks(image.labels == number, squiggles, random)
+        shared, found, true = _answer(
+            network, image, number, marks, side, threshold, exclude, random
+        )
         rows.append([shared / (found + true - shared), 2 * shared / (found + true), found > 0])
     iou, dice, answered = np.mean(rows, axis=0).tolist()
     return {"score": iou, "iou": iou, "dice": dice, "found": answered}
 
 
-def _one_click(
+def _marks(mask: Mask, squiggles: bool, random: np.random.Generator) -> Points:
+    """(x, y) px [n, 2]: a click on the object, or points along a line in the part it falls on."""
+    click = inside_point(mask, random)
+    if not squiggles:
+        return click[None]
+    parts = connected_components(mask)
+    return line_points(squiggle(parts == parts[int(click[1]), int(click[0])], click, random))
+
+
+def _answer(
     network: NuClick,
     image: NucleusImage,
     number: int,
+    marks: Points,
     side: int,
     threshold: float,
     exclude: bool,
@@ -250,22 +253,22 @@ def _one_click(
 ) -> tuple[int, int, int]:
     """Pixels (shared, found, true) of one object of an image."""
     mask = image.labels == number
-    click = inside_point(mask, random)
-    middle = (int(click[1]), int(click[0]))
+    centre = (marks.min(axis=0) + marks.max(axis=0)) / 2
+    middle = (int(centre[1]), int(centre[0]))
     rgb, labels = _around(image, middle, side)
     inside_image = (
         np.abs(np.arange(side) + at - side // 2 - (length - 1) / 2) <= (length - 1) / 2
         for at, length in zip(middle, mask.shape, strict=True)
     )
     real = np.logical_and.outer(*inside_image)
-    own = click - np.array(middle[::-1]) + side // 2
+    own = marks - np.array(middle[::-1]) + side // 2
     others = np.empty((0, 2))
     if exclude:
         numbers, counts = np.unique(np.where(real, labels, 0), return_counts=True)
         numbers = numbers[(counts >= LEAST_PX) & (numbers > 0) & (numbers != number)]
         others = np.array([inside_point((labels == n) & real, random) for n in numbers])
         others = others.reshape(-1, 2)
-    chance = probabilities(network, click_input(rgb, own[None], others)[None])[0]
-    found = marked_part(chance, own[None], threshold) & real
+    chance = probabilities(network, click_input(rgb, own, others)[None])[0]
+    found = marked_part(chance, own, threshold) & real
     shared = np.count_nonzero(found & (labels == number))
     return int(shared), int(np.count_nonzero(found)), int(np.count_nonzero(mask))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,19 @@ from coverslip.heads.recipe import load_head
 from coverslip.heads.segmentation import NucleusNetwork, Segmentation
 from coverslip.heads.watershed import MATRIX
 from coverslip.kernels.stain import stain_concentration
+
+
+class Findings(NamedTuple):
+    """What one look at an image finds.
+
+    others   objects besides nuclei, by name
+    tissue   float32 [classes, H / multiple, W / multiple]: the logit of each tissue class at
+             every cell of the network; None from a network that names none
+    """
+
+    nuclei: Segmentation
+    others: Mapping[str, Segmentation]
+    tissue: npt.NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +69,34 @@ class NetworkNuclei(NetworkHead):
         """What the network finds besides nuclei: "glands", "lumina"."""
         return tuple(getattr(self.network, "others", ()))
 
+    @property
+    def tissue_classes(self) -> tuple[str, ...]:
+        """What tissues the network tells apart; none that nobody named."""
+        return tuple(getattr(self.network, "tissue_classes", ()))
+
+    def tissue_probabilities(
+        self, logits: npt.NDArray[np.float32], known: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.float32]:
+        """Of `tissue_classes` at every cell, float32 [h, w, classes]; nan where `known` is not.
+
+        logits   [h, w, classes] of all cells of a slide, put together from its windows
+        """
+        network: Any = self.network
+        found: npt.NDArray[np.float32] = network.tissue_probabilities(logits, known)
+        return found
+
     def segment(self, rgb: RGB) -> Segmentation:
         """uint8 [H, W, 3] at `mpp`."""
         return self._agreed(rgb, self._segmented(rgb))
 
-    def segment_all(self, rgb: RGB) -> tuple[Segmentation, dict[str, Segmentation]]:
-        """(nuclei, `others` by name) of an image, from one pass through the network."""
+    def segment_all(self, rgb: RGB) -> Findings:
+        """All there is to say of an image, from one pass through the network."""
         network: Any = self.network
         maps, shape, settings = self.maps(rgb), (rgb.shape[0], rgb.shape[1]), self.recipe.settings
         nuclei = network.segmentation(maps, shape, settings)
         others = {task: network.segmentation(maps, shape, settings, task) for task in self.others}
-        return self._agreed(rgb, nuclei), others
+        tissue = np.asarray(maps[-1]) if self.tissue_classes else None
+        return Findings(self._agreed(rgb, nuclei), others, tissue)
 
     def _agreed(self, rgb: RGB, found: Segmentation) -> Segmentation:
         """With the agreement among `views`, where there are any."""

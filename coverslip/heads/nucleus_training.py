@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.heads.augmentation import crop_of, paled_nuclei, recoloured
+from coverslip.heads.augmentation import crop_of, paled_nuclei
+from coverslip.heads.crop_batches import CropBatches, Targets
 from coverslip.heads.metrics import aggregated_jaccard, f1_at, panoptic_quality
 from coverslip.heads.network_nuclei import NetworkNuclei
 from coverslip.heads.recipe import TUNED, HeadRecipe
 from coverslip.heads.registry import NucleusHead
 from coverslip.heads.segmentation import NucleusNetwork
-from coverslip.heads.training import Batch, TrainingConfig
+from coverslip.heads.training import TrainingConfig
+from coverslip.kernels.labels import consecutive_labels
 
 RGB = npt.NDArray[np.uint8]
 
@@ -40,7 +42,7 @@ class NucleusImage:
     known: npt.NDArray[np.bool_] | None = None
 
 
-class NucleusBatches:
+class NucleusBatches(CropBatches[NucleusImage]):
     """Augmented crops of images, more of the larger ones."""
 
     def __init__(
@@ -50,45 +52,30 @@ class NucleusBatches:
         network: NucleusNetwork,
         config: TrainingConfig,
     ) -> None:
-        if config.crop % network.multiple:
-            raise ValueError(f"crop must be a multiple of {network.multiple}, got {config.crop}")
+        super().__init__(recipe, network, config)
         self._partial = any(image.known is not None for image in images)
         if self._partial and not getattr(network, "partial", False):
             raise ValueError(f"{recipe.architecture} needs images whose labels are all known")
-        self._images, self._config = images, config
-        self._head = NetworkNuclei(recipe, network, "")
-        self._network = network
+        self._images, self._network = images, network
         area = np.sqrt([image.labels.size for image in images])
         self._odds = area / area.sum()
 
-    def batch(self, step: int) -> Batch:
-        """Of a step: the same whenever it is asked for."""
-        config = self._config
-        random = np.random.default_rng([config.seed, step])
-        chosen = random.choice(len(self._images), config.batch, p=self._odds)
-        crops, targets = [], []
-        for image in (self._images[i] for i in chosen):
-            known = np.ones(image.labels.shape, np.uint8) if image.known is None else image.known
-            crop, (labels, seen) = crop_of(
-                image.rgb, [image.labels, known], config.crop, config.augmentation, random
-            )
-            labels, kinds = _renumbered(labels, image.class_id)
-            crops.append(paled_nuclei(crop, labels, config.augmentation.vesicular, random))
-            targets.append(self._network.targets(labels, kinds))
-            if self._partial:
-                targets[-1]["known"] = seen[None].astype(np.float32)
-        changed = recoloured(np.stack(crops), config.augmentation, random)
-        images = np.stack([self._head.normalised(crop) for crop in changed])
-        return Batch(images, {k: np.stack([t[k] for t in targets]) for k in targets[0]})
+    def drawn(self, random: np.random.Generator) -> Iterable[NucleusImage]:
+        chosen = random.choice(len(self._images), self._config.batch, p=self._odds)
+        return (self._images[i] for i in chosen)
 
-
-def _renumbered(
-    labels: npt.NDArray[np.integer], class_id: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Labels 1 to N without gaps, with the classes of those that are left."""
-    left, place = np.unique(labels, return_inverse=True)
-    number = np.arange(len(left), dtype=np.int32) + (0 if left[0] == 0 else 1)
-    return number[place].reshape(labels.shape), class_id[left[left > 0] - 1]
+    def example(self, image: NucleusImage, random: np.random.Generator) -> tuple[RGB, Targets]:
+        side, changes = self._config.crop, self._config.augmentation
+        known = np.ones(image.labels.shape) if image.known is None else image.known
+        crop, (labels, seen) = crop_of(
+            image.rgb, [image.labels, known.astype(np.uint8)], side, changes, random
+        )
+        labels, left = consecutive_labels(labels)
+        crop = paled_nuclei(crop, labels, changes.vesicular, random)
+        targets = self._network.targets(labels, image.class_id[left - 1])
+        if self._partial:
+            targets["known"] = seen[None].astype(np.float32)
+        return crop, targets
 
 
 def nucleus_figures(head: NucleusHead, images: Sequence[NucleusImage]) -> dict[str, float]:
