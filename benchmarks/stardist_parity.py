@@ -7,7 +7,10 @@ A model of the package stardist, in the configuration of `2D_versatile_he` but w
     python benchmarks/stardist_parity.py --make FOLDER    where tensorflow and stardist are
     python benchmarks/stardist_parity.py --check FOLDER   where coverslip is
 
---small makes what the tests read, in tests/data/stardist_keras.
+    python benchmarks/stardist_parity.py --suppression    where coverslip and stardist are
+
+The last compares suppression alone, over polygons drawn at random.
+--small makes what the tests read, in tests/data/stardist_keras; --seed N other weights and images.
 """
 
 from __future__ import annotations
@@ -18,16 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-SEED = 5
 BORDER = 2
 """Candidates this close to the image's border, in cells of the grid, the package leaves out."""
-FINE = 64
-"""The package cuts polygons' vertices to whole units; of this many to a pixel, that is nothing."""
 
 
-def blobs(height: int, width: int) -> np.ndarray:
+def blobs(height: int, width: int, seed: int) -> np.ndarray:
     """uint8 (H, W, 3): dark, purple, blurred spots on pink."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     v, u = np.mgrid[:height, :width]
     depth = np.zeros((height, width))
     for _ in range(height * width // 400):
@@ -43,7 +43,7 @@ def normalised(image: np.ndarray) -> np.ndarray:
     return ((image - low) / (high - low)).astype(np.float32)
 
 
-def make(folder: Path, *, small: bool) -> None:
+def make(folder: Path, seed: int, *, small: bool) -> None:
     """A model's folder as the package writes it, and `expected.npz` with what it makes."""
     import h5py
     from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
@@ -54,14 +54,14 @@ def make(folder: Path, *, small: bool) -> None:
     config = Config2D(axes="YXC", n_rays=rays, grid=(2, 2), n_channel_in=3, **size)
     model = StarDist2D(config, name=folder.name, basedir=str(folder.parent))
     network = model.keras_model
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     for layer in network.layers:
         if weights := layer.get_weights():
             kernel, bias = weights
             spread = np.sqrt(2 / np.prod(kernel.shape[:3]))  # He's, so that no level fades
             kernel, bias = rng.normal(0, spread, kernel.shape), rng.normal(0, 0.1, bias.shape)
             layer.set_weights([kernel, bias])
-    image = blobs(*shape)
+    image = blobs(*shape, seed)
     x = normalised(image)
     # outputs with a mean and a spread of our choosing
     chance, distance = network.predict(x[None], verbose=0)
@@ -78,33 +78,10 @@ def make(folder: Path, *, small: bool) -> None:
     for key, border in (("", BORDER), ("_to_the_border", 0)):
         labels, stars = model.predict_instances(x, predict_kwargs={"b": border})
         expected |= {f"labels{key}": labels.astype(np.uint16), f"points{key}": stars["points"]}
-        fine, drawn = finely(chance[0, ..., 0], distance[0], border, 0.3, shape)
-        expected |= {f"points_fine{key}": fine, f"labels_fine{key}": drawn.astype(np.uint16)}
     np.savez_compressed(folder / "expected.npz", **expected)
     (folder / "thresholds.json").write_text('{"prob": 0.3, "nms": 0.3}\n')
     with h5py.File(folder / "weights_best.h5", "w") as file:
         save_weights_to_hdf5_group(file, network)
-
-
-def finely(
-    chance: np.ndarray, distance: np.ndarray, border: int, limit: float, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The package's survivors (row, column) by falling score, and its drawing of them, when its
-    suppression sees coordinates in fractions of a pixel: shares of areas know no unit."""
-    from stardist.geometry import polygons_to_label
-    from stardist.nms import non_maximum_suppression_inds
-
-    inner = np.zeros(chance.shape, bool)
-    inner[tuple(slice(border, n - border) for n in chance.shape)] = True
-    places = np.argwhere(inner & (chance > limit))
-    score = chance[tuple(places.T)]
-    order = np.argsort(score)[::-1]
-    rays, points = np.maximum(distance[tuple(places[order].T)], 1e-3), 2 * places[order]
-    kept = non_maximum_suppression_inds(
-        rays * FINE, points * FINE, score[order], thresh=0.3, verbose=0
-    )
-    drawn = polygons_to_label(rays[kept], points[kept], shape, prob=score[order][kept])
-    return points[kept], drawn
 
 
 def check(folder: Path) -> list[tuple[str, str]]:
@@ -155,28 +132,27 @@ def check(folder: Path) -> list[tuple[str, str]]:
         seen[inner] = logit[inner]
         candidates = 1 / (1 + np.exp(-seen[0])) > recipe.settings["probability"]
         ours, score = survivors(chance, distance, candidates)
-        plain, fine = (expected[f"{name}{key}"].tolist() for name in ("points", "points_fine"))
+        plain = expected[f"points{key}"].tolist()
         candidates = (seen[0] > -50) & (expected["probability"] > recipe.settings["probability"])
+        chances = expected["probability"][candidates]
         on_theirs, _ = survivors(expected["probability"], theirs, candidates)
         scored = {tuple(p): s for p, s in zip(ours, score.tolist(), strict=True)}
-        common = [tuple(p) for p in fine if tuple(p) in scored]
-        both = zip((tuple(p) for p in ours if p in fine), common, strict=True)
+        common = [tuple(p) for p in plain if tuple(p) in scored]
+        both = zip((tuple(p) for p in ours if p in plain), common, strict=True)
         moved = [abs(scored[p] - scored[q]) for p, q in both if p != q]
         labels = network.segmentation([seen, distance, classes], shape, recipe.settings).labels
         drawn = expected[f"labels{key}"]
         rows += [
-            (f"{title}: candidates", f"{np.count_nonzero(candidates):,}"),
+            (f"{title}: candidates", f"{len(chances):,}"),
+            (f"{title}: of a probability met before", f"{len(chances) - len(set(chances))}"),
             (f"{title}: survivors, ours and theirs", f"{len(ours):,} and {len(plain):,}"),
-            (f"{title}: survivors of one alone", f"{_different(ours, plain)}"),
-            (f"{title}: of one alone, theirs in 1/{FINE} px", f"{_different(ours, fine)}"),
-            (f"{title}: the same, ours from their maps", f"{_different(on_theirs, fine)}"),
+            (f"{title}: of one alone, ours from their maps", f"{_different(on_theirs, plain)}"),
+            (f"{title}: of one alone", f"{_different(ours, plain)}"),
             (f"{title}: in another order by score", f"{len(moved)} of {len(common):,}"
              + (f", by {max(moved):.0e} of score" if moved else "")),
             (f"{title}: pixels that agree, nucleus or not",
              f"{((labels > 0) == (drawn > 0)).mean():.2%}"),
             (f"{title}: pixels that agree on which nucleus", f"{_same_nucleus(labels, drawn):.2%}"),
-            (f"{title}: the same, theirs in 1/{FINE} px",
-             f"{_same_nucleus(labels, expected[f'labels_fine{key}']):.2%}"),
         ]  # fmt: skip
     return rows
 
@@ -198,17 +174,55 @@ def _same_nucleus(labels: np.ndarray, drawn: np.ndarray) -> float:
     return float(agreeing / np.count_nonzero((labels > 0) | (drawn > 0)))
 
 
+def suppressions() -> list[tuple[str, str]]:
+    """How many of how many polygons the package's compiled function and ours judge differently."""
+    from stardist.nms import non_maximum_suppression_inds
+
+    from coverslip.kernels.star_convex import surviving_stars
+
+    rows = []
+    for rays in (3, 4, 8, 16, 32, 64):
+        different, judged = np.zeros(2, int), np.zeros(2, int)
+        for seed in range(20):
+            rng = np.random.default_rng(seed)
+            count, radius = 1500, (0.5, 2, 6, 20, 60)[seed % 5]
+            centre = 2 * rng.integers(-2, 10 * radius + 10, (count, 2))
+            wave = np.cos(rng.integers(2, 5, (count, 1)) * np.arange(rays) * 2 * np.pi / rays)
+            nucleus = radius * rng.uniform(0.6, 1.4, (count, 1)) * (1 + 0.2 * wave)
+            shapeless = radius * rng.uniform(0, 2, (count, rays))
+            score, threshold = np.linspace(1, 0, count), (0.1, 0.3, 0.5, 0.7)[seed % 4]
+            for kind, distance in enumerate((nucleus, shapeless)):
+                distance = np.maximum(distance, 1e-3).astype(np.float32)
+                theirs = non_maximum_suppression_inds(
+                    distance, centre[:, ::-1].astype(np.float32), score, threshold, verbose=0
+                )
+                ours = surviving_stars(centre, distance, score, threshold)
+                different[kind] += np.count_nonzero(ours != theirs)
+                judged[kind] += count
+        for kind, name in enumerate(("like nuclei", "every ray drawn by itself")):
+            rows.append(
+                (f"{rays} rays, {name}", f"{different[kind]} of {judged[kind]:,} different")
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--make", type=Path, metavar="FOLDER")
     parser.add_argument("--check", type=Path, metavar="FOLDER")
     parser.add_argument("--small", action="store_true", help="4 filters, for the tests")
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--suppression", action="store_true")
     arguments = parser.parse_args()
+    if arguments.suppression:
+        for name, value in suppressions():
+            print(f"{name:48} {value}")
+        return
     with tempfile.TemporaryDirectory() as temporary:
         alone = not (arguments.make or arguments.check)
         made = Path(temporary) / "model" if alone else arguments.make
         if made:
-            make(made.resolve(), small=arguments.small)
+            make(made.resolve(), arguments.seed, small=arguments.small)
         if found := (made if alone else arguments.check):
             for name, value in check(found):
                 print(f"{name:48} {value}")

@@ -8,7 +8,15 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coverslip.kernels.star_convex import ray_distances, star_labels, star_vertices, surviving_stars
+from coverslip.kernels.clipping import shared_area
+from coverslip.kernels.clipping_edges import new_state
+from coverslip.kernels.star_convex import (
+    ray_distances,
+    star_labels,
+    star_vertices,
+    surviving_stars,
+    whole_vertices,
+)
 
 
 def stars(
@@ -30,30 +38,60 @@ def stars(
 def test_suppression_means_the_same_everywhere(
     seed: int, count: int, rays: int, threshold: float
 ) -> None:
-    """Up to pairs whose overlap is within rounding of the threshold."""
     centre, distance, probability = stars(seed, count, rays)
-    exact = surviving_stars(centre, distance, probability, threshold, backend="numpy")
-    low, high = (
-        surviving_stars(centre, distance, probability, threshold + d, backend="numpy")
-        for d in (-1e-4, 1e-4)
+    a, b = (
+        surviving_stars(centre, distance, probability, threshold, backend=name)  # type: ignore[arg-type]
+        for name in ("numpy", "numba")
     )
-    if threshold > 0 and np.array_equal(low, high):
-        found = surviving_stars(centre, distance, probability, threshold, backend="numba")
-        assert np.array_equal(found, exact)
+    assert np.array_equal(a, b)
 
 
 def test_what_stays_does_not_overlap_and_what_goes_does() -> None:
+    """By GEOS, up to what rounded crossings move."""
     centre, distance, probability = stars(5, 400)
     kept = surviving_stars(centre, distance, probability, 0.3)
-    polygons = shapely.polygons(star_vertices(centre, distance))
+    polygons = shapely.make_valid(shapely.polygons(whole_vertices(centre, distance)))
     area = shapely.area(polygons)
     shared = shapely.area(shapely.intersection(polygons[:, None], polygons[None]))
     overlap = shared / np.minimum(area[:, None], area[None])
     np.fill_diagonal(overlap, 0)
-    assert overlap[np.ix_(kept, kept)].max() <= 0.3 + 1e-6
+    assert overlap[np.ix_(kept, kept)].max() <= 0.35
     stronger = probability[None] >= probability[:, None]
     gone = ~kept
-    assert ((overlap > 0.3 - 1e-6) & stronger & kept[None])[gone].any(axis=1).all()
+    assert ((overlap > 0.25) & stronger & kept[None])[gone].any(axis=1).all()
+
+
+def shared(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> float:
+    return shared_area(np.array(a), np.array(b), new_state(max(len(a), len(b))))
+
+
+SQUARE = [(0, 0), (10, 0), (10, 10), (0, 10)]
+
+
+def test_shared_areas_by_hand() -> None:
+    assert shared(SQUARE, SQUARE) == 100
+    assert shared(SQUARE, [(5, 5), (15, 5), (15, 15), (5, 15)]) == 25
+    assert shared(SQUARE, SQUARE[::-1]) == 100, "clockwise or not"
+    assert shared(SQUARE, [(2, 2), (4, 2), (4, 4), (2, 4)]) == 4
+    assert shared(SQUARE, [(10, 0), (20, 0), (20, 10), (10, 10)]) == 0, "a common edge"
+    assert shared(SQUARE, [(3, 3), (3, 3), (3, 3)]) == 0, "a point"
+    assert shared(SQUARE, [(0, 0), (5, 5), (9, 9)]) == 0, "a line"
+    # two bars cross a square: two pieces; a U around one: the part between is not shared
+    u = [(0, 0), (9, 0), (9, 9), (6, 9), (6, 3), (3, 3), (3, 9), (0, 9)]
+    assert shared(u, [(-1, 5), (12, 5), (12, 7), (-1, 7)]) == 12
+    # an edge leaves the square at (10, 5.5), which becomes (10, 6): 22.5 and not 23.75
+    assert shared(SQUARE, [(5, 5), (15, 6), (15, 20), (5, 20)]) == 22.5
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([3, 4, 8, 32, 64]))
+def test_shared_areas_are_those_of_geos_but_for_roundings(seed: int, rays: int) -> None:
+    centre, distance, _ = stars(seed, 2, rays, size=12)
+    a, b = whole_vertices(centre, distance)
+    found = shared_area(a, b, new_state(rays))
+    p, q = (shapely.make_valid(shapely.polygons(v)) for v in (a, b))
+    exact = shapely.intersection(p, q)
+    assert abs(found - exact.area) <= 0.2 * exact.length + 0.5
 
 
 def test_the_same_polygon_many_times_stays_once() -> None:
@@ -64,21 +102,26 @@ def test_the_same_polygon_many_times_stays_once() -> None:
         assert kept.tolist() == [True] + [False] * 49
 
 
-def test_suppression_is_stardists() -> None:
+@pytest.mark.parametrize("rays", [3, 8, 32])
+@pytest.mark.parametrize("scale", [0.2, 1, 4])
+def test_suppression_is_stardists(rays: int, scale: float) -> None:
+    """Down to the last one, of nuclei below a pixel as of large ones; some cross the border."""
     nms = pytest.importorskip("stardist.nms")
-    centre, distance, _ = stars(2, 3000, size=2500)
-    distance *= 5  # it rounds vertices to whole pixels, which matters for small polygons
-    probability = np.random.default_rng(0).permutation(3000) / 3000  # its order of equals differs
-    _, _, _, theirs = nms.non_maximum_suppression_sparse(
-        distance.astype(np.float32),
-        probability,
-        centre[:, ::-1].round().astype(np.float32),
-        nms_thresh=0.3,
-    )
-    ours = surviving_stars(centre.round(), distance.astype(np.float32), probability, 0.3)
-    agreeing = np.isin(np.arange(3000), theirs) == ours
-    assert 0.2 < ours.mean() < 0.8
-    assert agreeing.mean() > 0.99
+    for seed, threshold in ((0, 0.1), (1, 0.3), (2, 0.5)):
+        centre, distance, _ = stars(seed, 1500, rays, size=300 * scale**0.5)
+        centre, distance = 2 * (centre // 2), (scale * distance).astype(np.float32)
+        probability = np.random.default_rng(seed).permutation(1500) / 1500  # no equals
+        order = np.argsort(-probability)
+        theirs = nms.non_maximum_suppression_inds(
+            distance[order],
+            centre[order][:, ::-1].astype(np.float32),
+            probability[order],
+            thresh=threshold,
+            verbose=0,
+        )
+        ours = surviving_stars(centre, distance, probability, threshold)
+        assert np.array_equal(ours[order], theirs)
+        assert scale < 1 or 0.05 < ours.mean() < 0.95
 
 
 @settings(max_examples=20, deadline=None)
@@ -108,6 +151,17 @@ def test_a_square_by_hand() -> None:
     labels = star_labels(np.array([[3, 3]]), np.full((1, 4), 1.5), np.ones(1), (7, 7))
     assert labels.sum() == 5
     assert labels[3, 2:5].tolist() == labels[2:5, 3].tolist() == [1, 1, 1]
+
+
+def test_distances_without_bound_end_somewhere() -> None:
+    """What a network says of an image it was not made for may be anything."""
+    centre, distance, probability = stars(0, 30, rays=8)
+    distance[::3] *= 1e30
+    distance[1::3, ::2] = 3e38
+    for backend in ("numpy", "numba"):
+        kept = surviving_stars(centre, distance, probability, 0.3, backend=backend)  # type: ignore[arg-type]
+        assert kept[np.argmax(probability)]
+        assert kept.sum() < 30
 
 
 def test_what_is_no_star_is_refused() -> None:

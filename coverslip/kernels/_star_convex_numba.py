@@ -1,9 +1,8 @@
 """Star-convex polygons on the CPU.
 
-The area two polygons share is summed along the shared boundary (Green's theorem): of either
-polygon's edges, the pieces inside the other. Whether a point is inside a star takes one angle, so a
-pair of 32-gons costs some microseconds; most pairs are decided before, by the discs that the stars
-hold and that hold them.
+Most pairs are decided by the discs that the stars hold and that hold them; for the others a line
+sweeps over both (`coverslip.kernels.clipping`), some microseconds a pair. Only neighbours in a grid
+are looked at: time grows with the number of polygons, not with its square.
 """
 
 from __future__ import annotations
@@ -11,27 +10,35 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from coverslip.kernels.clipping import shared_area
+from coverslip.kernels.clipping_edges import State, new_state
 from coverslip.kernels.compiled import compiled
 
 Points = npt.NDArray[np.float64]
 
-ASIDE = 1.3e-7
-"""One polygon is moved by this much, px, so that edges never lie on one another."""
+SLACK = 1.5
+"""Rounding crossings to whole px moves no border farther, px."""
 
 
-def survivors(vertices: Points, centre: Points, threshold: float) -> npt.NDArray[np.bool_]:
+def survivors(
+    vertices: npt.NDArray[np.int64],
+    centre: npt.NDArray[np.float32],
+    reach: npt.NDArray[np.float32],
+    threshold: float,
+) -> npt.NDArray[np.bool_]:
     """Of polygons sorted by falling probability; see `coverslip.kernels.star_convex`."""
     if not len(vertices):
         return np.zeros(0, np.bool_)
-    reach = np.sqrt(((vertices - centre[:, None]) ** 2).sum(axis=2)).max(axis=1)
     cell = max(float(np.percentile(reach, 95)), 1.0)
     place = np.floor((centre - centre.min(axis=0)) / cell).astype(np.int64)  # (n, 2)
     columns = int(place[:, 0].max()) + 1
     number = place[:, 1] * columns + place[:, 0]
     inside = np.argsort(number, kind="stable")
     starts = np.searchsorted(number[inside], np.arange(columns * (int(place[:, 1].max()) + 1) + 1))
+    state = new_state(vertices.shape[1])
+    limit = np.float32(threshold)
     return np.asarray(
-        _survivors(vertices, centre, reach, threshold, place, columns, cell, inside, starts)
+        _survivors(vertices, centre, reach, limit, place, columns, cell, inside, starts, state)
     )
 
 
@@ -56,29 +63,26 @@ def _inside(x: float, y: float, polygon: Points, cx: float, cy: float) -> bool:
 
 
 @compiled
-def _area(polygon: Points) -> float:
-    total, last = 0.0, polygon[-1]
+def _area(polygon: npt.NDArray[np.int64]) -> float:
+    total, last = 0, polygon.shape[0] - 1
     for k in range(polygon.shape[0]):
-        here = polygon[k]
-        total += last[0] * here[1] - here[0] * last[1]
-        last = here
-    return total / 2
+        total += polygon[last, 0] * polygon[k, 1] - polygon[k, 0] * polygon[last, 1]
+        last = k
+    return abs(total) / 2
 
 
 @compiled
-def _inner_radius(polygon: Points, cx: float, cy: float) -> float:
-    """Of the largest disc around the centre that the polygon holds."""
-    least = np.inf
-    last = polygon[-1]
+def _radii(polygon: npt.NDArray[np.int64], cx: float, cy: float) -> tuple[float, float]:
+    """Of the discs around a centre that the polygon holds (0 if there is none) and that hold it."""
+    least, most, last = np.inf, 0.0, polygon.shape[0] - 1
     for k in range(polygon.shape[0]):
-        here = polygon[k]
-        ex, ey = here[0] - last[0], here[1] - last[1]
-        length = np.sqrt(ex * ex + ey * ey)
-        if length > 0.0:
-            away = abs(ex * (cy - last[1]) - ey * (cx - last[0])) / length
-            least = min(least, away)
-        last = here
-    return least
+        ax, ay = polygon[last, 0] - cx, polygon[last, 1] - cy
+        ex, ey = polygon[k, 0] - polygon[last, 0], polygon[k, 1] - polygon[last, 1]
+        most = max(most, ax * ax + ay * ay)
+        if ex != 0 or ey != 0:
+            least = min(least, (ax * ey - ay * ex) / np.sqrt(ex * ex + ey * ey))
+        last = k
+    return max(least, 0.0) if np.isfinite(least) else 0.0, np.sqrt(most)
 
 
 @compiled
@@ -95,87 +99,31 @@ def _lens(apart: float, r: float, s: float) -> float:
 
 
 @compiled
-def _crossings(a: Points, b: Points, on_a: Points, on_b: Points, counts: Points) -> None:
-    """Where the edges cross: parameters on every edge of `a` and of `b`; counts (2, R)."""
-    rays = a.shape[0]
-    counts[:] = 0
-    for i in range(rays):
-        p, q = a[i], a[(i + 1) % rays]
-        px, py, dx, dy = p[0], p[1], q[0] - p[0], q[1] - p[1]
-        low_x, high_x = min(p[0], q[0]), max(p[0], q[0])
-        low_y, high_y = min(p[1], q[1]), max(p[1], q[1])
-        for j in range(rays):
-            r, s = b[j], b[(j + 1) % rays]
-            if (
-                (r[0] < low_x and s[0] < low_x) or (r[0] > high_x and s[0] > high_x)
-                or (r[1] < low_y and s[1] < low_y) or (r[1] > high_y and s[1] > high_y)
-            ):  # fmt: skip
-                continue
-            ex, ey = s[0] - r[0], s[1] - r[1]
-            cross = dx * ey - dy * ex
-            if cross == 0.0:
-                continue
-            t = ((r[0] - px) * ey - (r[1] - py) * ex) / cross
-            w = ((r[0] - px) * dy - (r[1] - py) * dx) / cross
-            if 0.0 < t < 1.0 and 0.0 <= w <= 1.0:
-                on_a[i, int(counts[0, i])] = t
-                counts[0, i] += 1
-            if 0.0 < w < 1.0 and 0.0 <= t <= 1.0:
-                on_b[j, int(counts[1, j])] = w
-                counts[1, j] += 1
-
-
-@compiled
-def _along(a: Points, cuts: Points, counts: Points, b: Points, bx: float, by: float) -> float:
-    """Twice the area swept by the pieces of the edges of `a` that lie in the star `b`."""
-    rays, total = a.shape[0], 0.0
-    for i in range(rays):
-        p, q = a[i], a[(i + 1) % rays]
-        count = int(counts[i])
-        if count > 1:
-            cuts[i, :count].sort()
-        before = 0.0
-        for k in range(count + 1):
-            after = cuts[i, k] if k < count else 1.0
-            middle = (before + after) / 2
-            x, y = p[0] + middle * (q[0] - p[0]), p[1] + middle * (q[1] - p[1])
-            if after > before and _inside(x, y, b, bx, by):
-                # of a piece of the line through p and q: (after - before) · (p x q)
-                total += (after - before) * (p[0] * q[1] - q[0] * p[1])
-            before = after
-    return total
-
-
-@compiled
 def _survivors(
-    vertices: Points,
-    centre: Points,
-    reach: Points,
-    threshold: float,
+    vertices: npt.NDArray[np.int64],
+    centre: npt.NDArray[np.float32],
+    reach: npt.NDArray[np.float32],
+    threshold: np.float32,
     place: npt.NDArray[np.int64],
     columns: int,
     cell: float,
     inside: npt.NDArray[np.int64],
     starts: npt.NDArray[np.int64],
+    state: State,
 ) -> npt.NDArray[np.bool_]:
-    count, rays = vertices.shape[0], vertices.shape[1]
-    rows = (len(starts) - 1) // columns
+    count, rows = vertices.shape[0], (len(starts) - 1) // columns
     kept = np.ones(count, np.bool_)
-    area, within, farthest = np.empty(count), np.empty(count), 0.0
+    area, within, around = np.empty(count), np.empty(count), np.empty(count)
+    farthest = reach.max()
     for i in range(count):
         area[i] = _area(vertices[i])
-        within[i] = _inner_radius(vertices[i], centre[i, 0], centre[i, 1])
-        farthest = max(farthest, reach[i])
-    a, b = np.empty((rays, 2)), np.empty((rays, 2))
-    on_a, on_b = np.empty((rays, rays + 1)), np.empty((rays, rays + 1))
-    counts = np.empty((2, rays))
+        within[i], around[i] = _radii(vertices[i], centre[i, 0], centre[i, 1])
+        within[i], around[i] = max(within[i] - SLACK, 0.0), around[i] + SLACK
     for i in range(count):
         if not kept[i]:
             continue
-        cx, cy = centre[i]
-        for k in range(rays):  # around the own centre, for precision
-            a[k, 0], a[k, 1] = vertices[i, k, 0] - cx, vertices[i, k, 1] - cy
-        steps = int(np.ceil((reach[i] + farthest) / cell))
+        far = reach[i] + farthest
+        steps = int(np.ceil(far / cell))
         for row in range(max(place[i, 1] - steps, 0), min(place[i, 1] + steps + 1, rows)):
             low = starts[row * columns + max(place[i, 0] - steps, 0)]
             high = starts[row * columns + min(place[i, 0] + steps, columns - 1) + 1]
@@ -183,25 +131,17 @@ def _survivors(
                 j = inside[at]
                 if j <= i or not kept[j]:
                     continue
-                dx, dy = centre[j, 0] - cx, centre[j, 1] - cy
-                if dx * dx + dy * dy >= (reach[i] + reach[j]) ** 2:
+                dx, dy = centre[j, 0] - centre[i, 0], centre[j, 1] - centre[i, 1]
+                if dx * dx + dy * dy >= far * far:
                     continue
-                least = threshold * min(area[i], area[j])
-                apart = np.sqrt(dx * dx + dy * dy)
-                if _lens(apart, within[i], within[j]) > least:
+                apart, smaller = np.sqrt(dx * dx + dy * dy), min(area[i], area[j])
+                if _lens(apart, around[i], around[j]) < threshold * smaller:
+                    continue
+                if _lens(apart, within[i], within[j]) > threshold * smaller:
                     kept[j] = False
                     continue
-                if _lens(apart, reach[i], reach[j]) < least:
-                    continue
-                bx, by = dx + ASIDE, dy + 0.7 * ASIDE
-                for k in range(rays):
-                    b[k, 0] = vertices[j, k, 0] - centre[j, 0] + bx
-                    b[k, 1] = vertices[j, k, 1] - centre[j, 1] + by
-                _crossings(a, b, on_a, on_b, counts)
-                shared = _along(a, on_a, counts[0], b, bx, by)
-                shared += _along(b, on_b, counts[1], a, 0.0, 0.0)
-                if shared / 2 > least:
-                    kept[j] = False
+                shared = shared_area(vertices[i], vertices[j], state)
+                kept[j] = np.float32(shared / (smaller + 1e-10)) <= threshold
     return kept
 
 

@@ -1,4 +1,4 @@
-"""The definitions of the star-convex kernels: geometry left to GEOS, every pair compared."""
+"""The definitions of the star-convex kernels: every pair compared, every pixel looked at."""
 
 from __future__ import annotations
 
@@ -6,18 +6,34 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
+from coverslip.kernels.clipping import shared_area
+from coverslip.kernels.clipping_edges import new_state
+
 Points = npt.NDArray[np.float64]
 
 
-def survivors(vertices: Points, centre: Points, threshold: float) -> npt.NDArray[np.bool_]:
+def survivors(
+    vertices: npt.NDArray[np.int64],
+    centre: npt.NDArray[np.float32],
+    reach: npt.NDArray[np.float32],
+    threshold: float,
+) -> npt.NDArray[np.bool_]:
     """Of polygons sorted by falling probability; see `coverslip.kernels.star_convex`."""
-    polygons = shapely.polygons(vertices)
-    area = shapely.area(polygons)
-    kept = np.ones(len(polygons), np.bool_)
-    for i in range(len(polygons)):
+    kept = np.ones(len(vertices), np.bool_)
+    if not len(vertices):
+        return kept
+    state = new_state(vertices.shape[1])
+    x, y = vertices[:, :, 0], vertices[:, :, 1]
+    swept = x * np.roll(y, -1, axis=1) - y * np.roll(x, -1, axis=1)
+    area = np.abs(swept.sum(axis=1)) / 2
+    for i in range(len(vertices)):
         if kept[i]:
-            shared = shapely.area(shapely.intersection(polygons[i], polygons[i + 1 :]))
-            kept[i + 1 :] &= shared <= threshold * np.minimum(area[i], area[i + 1 :])
+            apart = ((centre - centre[i]) ** 2).sum(axis=1)
+            for j in np.flatnonzero(kept & (apart < (reach.max() + reach[i]) ** 2)):
+                if j > i:
+                    shared = shared_area(vertices[i], vertices[j], state)
+                    overlap = np.float32(shared / (min(area[i], area[j]) + 1e-10))
+                    kept[j] = overlap <= np.float32(threshold)
     return kept
 
 

@@ -15,6 +15,10 @@ from coverslip.kernels.backend import Backend, implementation
 
 Floats = npt.NDArray[Any]
 
+FARTHEST = 2**24
+"""px: up to where float32 tells whole px apart. No vertex that is compared is farther from its
+centre, whatever a network says."""
+
 
 def star_vertices(centre: Floats, distance: Floats) -> npt.NDArray[np.float64]:
     """Vertices float64 [N, R, 2] (x, y) for centres [N, 2] (x, y) and distances [N, R]."""
@@ -39,15 +43,28 @@ def surviving_stars(
                   Of equals the first goes first
     threshold     two polygons overlap if their intersection is more than this share of the smaller
 
-    The intersections are exact (no rasterising), and only neighbours in a grid are compared: time
-    grows with the number of polygons, not with its square.
+    As the package stardist has it, to the bit: vertices are cut to whole px, towards 0, and the
+    intersection is what Clipper makes of them (`coverslip.kernels.clipping`). Between equals the
+    package leaves the choice to an unstable sort, which differs from processor to processor.
     """
     centre, distance = _checked(centre, distance)
     order = np.argsort(-np.asarray(probability, np.float64), kind="stable")
+    centre = centre[order].astype(np.float32)
+    distance = np.minimum(distance[order], FARTHEST).astype(np.float32)
     kernel = implementation("star_convex", distance, backend)
     kept = np.zeros(len(centre), np.bool_)
-    kept[order] = kernel.survivors(star_vertices(centre, distance)[order], centre[order], threshold)
+    reach = distance.max(axis=1, initial=0)
+    kept[order] = kernel.survivors(whole_vertices(centre, distance), centre, reach, threshold)
     return kept
+
+
+def whole_vertices(centre: Floats, distance: Floats) -> npt.NDArray[np.int64]:
+    """Vertices int64 [N, R, 2] (x, y) in whole px, cut towards 0 from float32, angles included."""
+    rays = distance.shape[1]
+    angle = np.float32(2 * np.pi / rays) * np.arange(rays, dtype=np.float32)
+    turn = np.stack([np.cos(angle, dtype=np.float64), np.sin(angle, dtype=np.float64)], axis=1)
+    way = distance.astype(np.float32)[:, :, None] * turn.astype(np.float32)
+    return np.asarray((centre.astype(np.float32)[:, None] + way).astype(np.int64))
 
 
 def star_labels(
