@@ -43,18 +43,19 @@ class AttentionModel(SlideModel):
     """logits = W z + b with z = sum_k(a_k h_k), a = softmax_k(score(h_k)) and h = ReLU(V x + c).
 
     attend   scores h: one branch for all outputs, or one an output, each with a z of its own
+    width    of z: that of h, or of what a model pools in its place
 
     As the last layer is linear, tile k contributes a_k (W h_k + b).
     """
 
     def __init__(
-        self, dim: int, outputs: int, hidden: int, dropout: float, attend: Attention
+        self, dim: int, outputs: int, hidden: int, dropout: float, attend: Attention, width: int
     ) -> None:
         super().__init__()
         self.outputs = outputs
         self.project = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(dropout))
         self.attend = attend
-        self.classify = nn.Linear(hidden, outputs)
+        self.classify = nn.Linear(width, outputs)
 
     def forward(self, tiles: Tensor) -> SlideOutput:  # (n, dim)
         embedding, attention, votes = softmax_pooled(self._read, tiles)
@@ -87,7 +88,7 @@ class ABMIL(AttentionModel):
         dropout: float = 0.25,
     ) -> None:
         attend = self.scorer(hidden, attention_dim, 1, dropout)
-        super().__init__(dim, outputs, hidden, dropout, attend)
+        super().__init__(dim, outputs, hidden, dropout, attend, width=hidden)
 
 
 class GatedABMIL(ABMIL):

@@ -35,11 +35,10 @@ class AdditiveMIL(AttentionModel):
         dropout: float = 0.25,
     ) -> None:
         attend = GatedAttention(hidden, attention_dim, 1, dropout)
-        super().__init__(dim, outputs, hidden, dropout, attend)
+        super().__init__(dim, outputs, hidden, dropout, attend, width=part_dim)
         self.part = nn.Sequential(
             nn.Linear(hidden, part_dim, bias=False), nn.ReLU(), nn.Dropout(dropout)
         )
-        self.classify = nn.Linear(part_dim, outputs)
 
     def _read(self, rows: Tensor) -> Parts:
         h = self.project(rows)  # (b, hidden)

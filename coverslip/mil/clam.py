@@ -51,7 +51,7 @@ class ClamSB(AttentionModel):
             )
         scorer = GatedAttention if gated else Attention
         attend = scorer(hidden, attention_dim, outputs if self.many_branches else 1, dropout)
-        super().__init__(dim, outputs, hidden, dropout, attend)
+        super().__init__(dim, outputs, hidden, dropout, attend, width=hidden)
         self.instances, self.subtyping = instances, subtyping
         self.own_weight = instance_share / (1 - instance_share)
         self.instance_classifiers = nn.ModuleList(
