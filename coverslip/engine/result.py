@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Status = Literal["done", "unchanged", "no tissue", "failed"]
 
@@ -84,6 +85,8 @@ class ClassifiedSlide:
         changed: bool,
     ) -> ClassifiedSlide:
         """class_id   [N] of the tiles, most probable"""
+        import numpy as np
+
         counts = np.bincount(class_id, minlength=len(classes)) / max(len(class_id), 1)
         shares = dict(zip(classes, counts.tolist(), strict=True))
         return cls(len(class_id), shares, files, changed)

@@ -1,0 +1,1 @@
+"""Looking: a local web server of slides, of what was found on them, and its page."""
