@@ -9,7 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from coverslip.cli.terminal import print_error, print_table
-from coverslip.errors import SlideError
+from coverslip.errors import SlideError, printable
+
+MOST_SHOWN = 120
+"""Characters of an identifier's value in the table; JSON has all of them."""
 
 
 def info(
@@ -31,11 +34,18 @@ def info(
     trust_objective: Annotated[
         bool, typer.Option(help="Take 10/power µm where only the objective is recorded.")
     ] = False,
+    phi: Annotated[
+        bool, typer.Option("--phi", help="List instead what in each file identifies a patient.")
+    ] = False,
 ) -> None:
     """Show size, pixel size, levels and reader of each slide.
 
-    Nothing that identifies a patient is shown: no label, no macro, no metadata text, no dates.
+    Nothing that identifies a patient is shown: no label, no macro, no metadata text, no dates;
+    unless `--phi` asks what of that the file holds, and where.
     """
+    if phi:
+        _list_identifiers(slides, recursive, as_json)
+        return
     from coverslip.wsi.facts import slide_facts
     from coverslip.wsi.opening import open_slide, read_mpp_table, slide_paths
 
@@ -61,6 +71,37 @@ def info(
         _show([facts for facts in found if "error" not in facts])
     if any("error" in facts for facts in found):
         raise typer.Exit(1)
+
+
+def _list_identifiers(slides: list[str], recursive: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from coverslip.wsi.identifiers import identifiers_of
+    from coverslip.wsi.opening import slide_paths
+
+    found: list[dict[str, Any]] = []
+    for path in slide_paths(slides, recursive=recursive):
+        try:
+            held = identifiers_of(path)
+        except SlideError as error:
+            found.append({"file": path, "error": str(error)})
+            if not as_json:
+                print_error(error)
+            continue
+        found.append({"file": path, "identifiers": [asdict(each) for each in held]})
+        if not as_json and held:
+            rows = [(each.kind, each.where, _shortened(each.value)) for each in held]
+            print_table(("kind", "where", "value"), rows, title=printable(path))
+        elif not as_json:
+            print(f"{printable(path)}: nothing found; pixels were not looked into")
+    if as_json:
+        print(json.dumps(found, indent=1, allow_nan=False))
+    if any("error" in each for each in found):
+        raise typer.Exit(1)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "..."
 
 
 def _bytes(path: str) -> int | None:

@@ -46,7 +46,7 @@ def tokeniser_file(spec: EncoderSpec, folder: Path | None, file: str, published:
         from huggingface_hub import hf_hub_download
 
         try:
-            return Path(hf_hub_download(spec.hub, file))
+            return Path(hf_hub_download(spec.hub, file, revision=spec.revision or None))
         except Exception as error:  # the hub client raises a zoo of network errors
             said = str(error).strip().splitlines()
             reason = f"the hub did not give it: {said[0] if said else type(error).__name__}"

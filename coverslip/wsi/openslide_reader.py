@@ -77,6 +77,7 @@ class OpenSlideSlide(Slide):
 
     def __init__(self, path: str, timeout_s: float) -> None:
         import openslide
+        from PIL.ImageCms import PyCMSError
 
         self.path, self.name = path, slide_name(path)
         try:
@@ -88,7 +89,7 @@ class OpenSlideSlide(Slide):
                 profile = handle.color_profile
         except openslide.OpenSlideUnsupportedFormatError as error:
             raise UnsupportedSlide(path, f"OpenSlide does not read it ({error})") from None
-        except (openslide.OpenSlideError, OSError) as error:
+        except (openslide.OpenSlideError, OSError, PyCMSError) as error:
             raise BrokenSlide(
                 path, f"OpenSlide cannot open it ({error})", "the file is damaged; copy it again"
             ) from None

@@ -22,6 +22,7 @@ from coverslip.wsi.codecs import Codec, Jpeg2000Codec, JpegCodec, SegmentCodec, 
 from coverslip.wsi.naming import slide_name
 from coverslip.wsi.slide import RGB, Box, Level, Slide
 from coverslip.wsi.tiff_directories import check_directories, is_tiff
+from coverslip.wsi.tile_comments import without_comments
 
 JPEG, JPEG2000 = {7}, {33003, 33005, 33004, 34712}
 MAX_SIDE = 2**24
@@ -57,7 +58,10 @@ class _TileTable:
 
 
 class TiffSlide(Slide):
-    """See `Slide`. `compressed_tile` hands over JPEG tiles as they are."""
+    """See `Slide`. `compressed_tile` hands over JPEG tiles as they are.
+
+    level_directories   where in the file the directory of each level lies
+    """
 
     reader = "tiff"
 
@@ -75,6 +79,7 @@ class TiffSlide(Slide):
                 if self.vendor in DELEGATED:
                     raise UnsupportedSlide(path, f"{self.vendor} TIFF is read through OpenSlide")
                 pyramid = _pyramid(self.vendor, pages)
+                self.level_directories = tuple(int(page.offset) for page in pyramid)
                 self.properties = _properties(self.vendor, pages[0])
                 self.icc_profile = _icc_profile(pages[0])
                 self._pages = _associated(self.vendor, pages, pyramid)
@@ -168,7 +173,8 @@ class TiffSlide(Slide):
         return data is not None
 
     def compressed_tile(self, level: int, column: int, row: int) -> bytes | None:
-        """A JPEG tile as a complete stream, untouched; None for background.
+        """A JPEG tile as a complete stream, its coded pixels untouched, without comments and Exif,
+        which may speak of a patient; None for background.
 
         Raises UnreadableTile; TypeError where the level is not JPEG (see `codec`).
         """
@@ -177,7 +183,7 @@ class TiffSlide(Slide):
             raise TypeError(f"level {level} is {table.codec.name}, not jpeg")
         try:
             data = self._bytes(table, row * self.levels[level].grid[0] + column)
-            return None if data is None else table.codec.stream(data)
+            return None if data is None else without_comments(table.codec.stream(data))
         except ValueError as error:
             raise UnreadableTile(self.path, level, column, row, str(error)) from error
 

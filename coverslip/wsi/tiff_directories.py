@@ -18,8 +18,13 @@ MAX_TAGS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
-    """Sizes in the two kinds of TIFF: struct formats of an offset and a tag count, bytes a tag."""
+class TiffLayout:
+    """Sizes in the two kinds of TIFF.
+
+    order, offset, count   struct formats: of the byte order, an offset, a directory's tag count
+    tag_bytes              of a tag in its directory
+    first                  where the first directory lies
+    """
 
     order: str
     offset: str
@@ -43,26 +48,31 @@ def check_directories(path: str) -> int:
     of directories or tags, or none.
     """
     with open(path, "rb") as file:
-        layout = _layout(file.read(16))
-        if layout is None:
-            raise BrokenSlide(path, "is not a TIFF")
-        return _walk(path, file, layout, os.fstat(file.fileno()).st_size)
+        return len(directory_offsets(path, file)[1])
 
 
-def _layout(head: bytes) -> _Layout | None:
+def directory_offsets(path: str, file: BinaryIO) -> tuple[TiffLayout, list[int]]:
+    """The kind of TIFF, and where each directory of the main chain lies; raises as above."""
+    layout = _layout(file.read(16))
+    if layout is None:
+        raise BrokenSlide(path, "is not a TIFF")
+    return layout, _walk(path, file, layout, os.fstat(file.fileno()).st_size)
+
+
+def _layout(head: bytes) -> TiffLayout | None:
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 8:
         return None
     (version,) = struct.unpack(order + "H", head[2:4])
     if version == 42:
-        return _Layout(order, "I", "H", 12, struct.unpack(order + "I", head[4:8])[0])
+        return TiffLayout(order, "I", "H", 12, struct.unpack(order + "I", head[4:8])[0])
     if version == 43 and len(head) >= 16:
-        return _Layout(order, "Q", "Q", 20, struct.unpack(order + "Q", head[8:16])[0])
+        return TiffLayout(order, "Q", "Q", 20, struct.unpack(order + "Q", head[8:16])[0])
     return None
 
 
-def _walk(path: str, file: BinaryIO, layout: _Layout, length: int) -> int:
-    seen: set[int] = set()
+def _walk(path: str, file: BinaryIO, layout: TiffLayout, length: int) -> list[int]:
+    seen: dict[int, None] = {}
     offset = layout.first
     hint = "the file is damaged; copy it again from the scanner"
     while offset:
@@ -70,7 +80,7 @@ def _walk(path: str, file: BinaryIO, layout: _Layout, length: int) -> int:
             raise BrokenSlide(path, "its TIFF directories point in a circle", hint)
         if len(seen) >= MAX_DIRECTORIES:
             raise BrokenSlide(path, f"has more than {MAX_DIRECTORIES} TIFF directories", hint)
-        seen.add(offset)
+        seen[offset] = None
         count = _read(path, file, layout.order + layout.count, offset, length)
         if count > MAX_TAGS:
             raise BrokenSlide(path, f"a TIFF directory claims {count} tags", hint)
@@ -78,7 +88,7 @@ def _walk(path: str, file: BinaryIO, layout: _Layout, length: int) -> int:
         offset = _read(path, file, layout.order + layout.offset, after, length)
     if not seen:
         raise BrokenSlide(path, "holds no TIFF directory", hint)
-    return len(seen)
+    return list(seen)
 
 
 def _read(path: str, file: BinaryIO, format: str, offset: int, length: int) -> int:

@@ -161,10 +161,11 @@ def _downloaded(spec: Published, repository: str, file: str, folder: Path | None
     if folder is not None:
         where["local_dir"] = folder / repository
     with _no_empty_folder(where.get("local_dir")):
-        path = Path(hf_hub_download(repository, file, **where))
+        fetched: str = hf_hub_download(repository, file, **where)  # nosec B615
+        path = Path(fetched)
         if file.endswith(INDEX):
             for name in shards(path, spec.prefix if isinstance(spec, EncoderSpec) else ""):
-                hf_hub_download(repository, name, **where)
+                hf_hub_download(repository, name, **where)  # nosec B615
     return path
 
 

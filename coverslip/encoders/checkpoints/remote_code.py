@@ -49,7 +49,7 @@ def remote_network(spec: EncoderSpec, weights: str | Path | None, trusted: bool)
     if weights is not None:
         source = str(repository_in(Path(weights), spec))
     try:
-        model = AutoModel.from_pretrained(
+        model = AutoModel.from_pretrained(  # nosec B615
             source, trust_remote_code=True, local_files_only=local, **where
         )
     except Exception as error:  # the hub client and strangers' code raise anything
