@@ -12,7 +12,6 @@ import pytest
 from coverslip.errors import StoreError
 from coverslip.export.hdf5 import (
     TileTable,
-    read_features_h5,
     trident_folder,
     write_clam_coords,
     write_clam_features,
@@ -21,6 +20,7 @@ from coverslip.export.hdf5 import (
     write_trident_coords,
     write_trident_features,
 )
+from coverslip.export.hdf5_features import read_features_h5
 
 MPP = (0.2527, 0.2501)
 

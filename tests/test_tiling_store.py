@@ -277,6 +277,37 @@ class TestReading:
         np.testing.assert_array_equal(store.group("nuclei/a")["centroid"][:], values)
         assert len(list((store.path / "nuclei/a/centroid").glob("c.*"))) == 7
 
+    def test_wide_rows_have_smaller_chunks(
+        self, store: SlideStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("coverslip.tiling.stage_writer.MERGED_SHARD", 8 * 16)
+        monkeypatch.setattr("coverslip.tiling.stage_writer.MERGED_CHUNK", 16)
+        values = rows(53, 8, 4)  # eight times as wide as there are rows for
+        with store.stage("maps/a", {}) as stage:
+            stage.append_block(0, {"cells": rows(3, 2)})
+            stage.finish({}, {"chance": values})
+        array = store.group("maps/a")["chance"]
+        np.testing.assert_array_equal(array[:], values)
+        assert (array.chunks, array.shards) == ((2, 8, 4), (16, 8, 4))
+
+    def test_what_died_before_its_group_was_in_place_ends_as_well(
+        self, store: SlideStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def die(self: Path, target: Path) -> None:
+            raise KeyboardInterrupt
+
+        kept = rows(3, 2, seed=1)
+        with monkeypatch.context() as dying, store.stage("glands/a", {}) as stage:
+            dying.setattr(Path, "rename", die)
+            stage.append_block(0, {"centroid": rows(5, 2)})
+            assert len(list(stage.spilled())) == 1
+            with pytest.raises(KeyboardInterrupt):
+                stage.finish({}, {"centroid": kept})
+        with store.stage("glands/a", {}) as stage:
+            assert list(stage.spilled()) == []  # merged already
+            stage.finish({}, {"centroid": rows(0, 2)})
+        np.testing.assert_array_equal(store.group("glands/a")["centroid"][:], kept)
+
     def test_jpeg_tiles_look_the_same(self, store: SlideStore) -> None:
         y, x = np.mgrid[:32, :32]
         tile = np.stack([x * 8, y * 8, (x + y) * 4], axis=-1).astype(np.uint8)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from coverslip.cohort.catalogue import opened_stores
 from coverslip.encoders.search import (
     IndexRecord,
     Kind,
@@ -122,7 +123,7 @@ def open_cohort_index(
     what most slides have decides (of equals, what the first slide has). Raises InvalidConfig where
     there is nothing to index, or no telling which; StoreBusy; StoreError.
     """
-    opened, left_out = _stores(output)
+    opened, left_out = opened_stores(output, "features")
     stage = _stage(output, opened, encoder, grid)
     makers: dict[str, MadeBy] = {}
     for slide, store in opened.items():
@@ -143,21 +144,6 @@ def open_cohort_index(
                 _build(folder, stores, stage, maker, kind, lambda m: on_build(f"{m}: {why}"))
     index = VectorIndex.open(folder)
     return CohortIndex(output, name, index, stores, dict(sorted(left_out.items())))
-
-
-def _stores(output: Path) -> tuple[dict[str, SlideStore], dict[str, str]]:
-    """The folder's stores by slide id, and those that cannot be opened, with the reason."""
-    paths = sorted(output.glob("*.zarr")) if output.is_dir() else []
-    if not paths:
-        raise InvalidConfig(f"{output}: no stores here; coverslip features writes them")
-    opened, left_out = {}, {}
-    for path in paths:
-        slide = path.name.removesuffix(".zarr")
-        try:
-            opened[slide] = SlideStore.open(path)
-        except StoreError as error:
-            left_out[slide] = error.problem
-    return opened, left_out
 
 
 def _stage(output: Path, stores: Mapping[str, SlideStore], encoder: str, grid: str) -> str:

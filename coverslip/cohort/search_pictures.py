@@ -1,13 +1,8 @@
-"""Pictures for what a search found: from pixels that stores keep, or from the slides themselves.
-
-A store does not know where its slide lies. Whoever wants pictures says where slides are, and they
-are matched by name and fingerprint.
-"""
+"""Pictures for what a search found: from pixels that stores keep, or from the slides themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
@@ -15,15 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from coverslip.cohort.search_index import CohortIndex
-from coverslip.errors import InvalidConfig, SlideError
+from coverslip.engine.slide_files import SlideFiles
+from coverslip.errors import InvalidConfig
 from coverslip.tiling.grid import TileGrid
 from coverslip.tiling.reading import read_window, thumbnail
-from coverslip.tiling.store import SlideStore
 from coverslip.tiling.stream import stream_windows
 from coverslip.tiling.windows import Windows
-from coverslip.wsi.fingerprint import fingerprint
-from coverslip.wsi.naming import slide_name
-from coverslip.wsi.opening import open_slide, slide_paths
 from coverslip.wsi.slide import RGB, Box, Slide
 
 COLOUR_SIDE = 4
@@ -34,16 +26,11 @@ class SlidePictures:
     """Reads tiles and overviews; to be closed.
 
     inputs   slides, and folders that are looked through, for what stores do not keep
-    notes    why pictures are missing; grows as they are asked for
     """
 
     def __init__(self, cohort: CohortIndex, inputs: Sequence[str]) -> None:
         self._cohort = cohort
-        self._paths = slide_paths(inputs, recursive=True) if inputs else []
-        self._fingerprints: dict[str, str] = {}
-        self._slides: dict[str, Slide | None] = {}
-        self._open = ExitStack()
-        self.notes: list[str] = []
+        self._files = SlideFiles(inputs)
 
     def region(self, slide: str, box: Box, most: int) -> RGB | None:
         """A box of level-0 px at the grid's pixel size, its sides at most `most` px; None, with a
@@ -98,39 +85,13 @@ class SlidePictures:
         return np.asarray(store.group(name)["pixels"][int(found[0])]) if len(found) else None
 
     def _slide(self, slide: str) -> Slide | None:
-        """The slide's file, opened once; None, with a note, where it is not here."""
-        if slide not in self._slides:
-            self._slides[slide] = self._opened(slide)
-        return self._slides[slide]
+        """The slide's file, open; None, with a note, where it is not here."""
+        return self._files.slide(slide, self._cohort.store(slide))
 
-    def _opened(self, slide: str) -> Slide | None:
-        store = self._cohort.store(slide)
-        path = self._matching_file(store)
-        if path is None:
-            where = "among --slides" if self._paths else "(say where with --slides FOLDER)"
-            self.notes.append(f"no picture of {slide}: its slide is not {where}")
-            return None
-        colour = store.slide.get("colour", "as stored") != "as stored"
-        x, y = store.slide["mpp"]
-        try:
-            opened = open_slide(path, mpp=(x, y), icc=colour, cross_check=False)
-        except SlideError as error:
-            self.notes.append(f"no picture of {slide}: {error.problem}")
-            return None
-        return self._open.enter_context(opened)
-
-    def _matching_file(self, store: SlideStore) -> str | None:
-        """The path of the slide that a store was made of: the file of its name, if its fingerprint
-        is the store's; else any with that fingerprint."""
-        name, wanted = str(store.slide["name"]).casefold(), store.slide["fingerprint"]
-        for path in sorted(self._paths, key=lambda path: slide_name(path).casefold() != name):
-            if path not in self._fingerprints:
-                self._fingerprints[path] = fingerprint(path)
-            # a URL has no fingerprint, and goes by its name alone
-            same_name = slide_name(path).casefold() == name
-            if self._fingerprints[path] == wanted and (wanted or same_name):
-                return path
-        return None
+    @property
+    def notes(self) -> list[str]:
+        """Why pictures are missing; grows as they are asked for."""
+        return self._files.notes
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +102,7 @@ class SlidePictures:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._open.close()
+        self._files.__exit__(kind, error, trace)
 
 
 def shrunk(picture: RGB, most: int) -> RGB:

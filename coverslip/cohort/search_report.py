@@ -24,6 +24,7 @@ from coverslip.cohort.search import (
 )
 from coverslip.cohort.search_pictures import SlidePictures, shrunk
 from coverslip.durable import replace_file
+from coverslip.engine.pages import page_environment
 from coverslip.errors import InvalidConfig
 from coverslip.wsi.slide import RGB, Box
 
@@ -105,27 +106,22 @@ class Card:
 
 
 def _html(answer: Answer, pictures: SlidePictures) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("coverslip.cohort", "templates"),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     asked = _asked_card(answer, pictures)
     found = [_hit_card(answer, hit, pictures) for hit in answer.tiles or answer.slides]
     shown = sorted({card.slide for card in (asked, *found) if card.marker})
-    return environment.get_template("search.html").render(
-        kind=question_kind(answer),
-        asked=asked,
-        found=found,
-        maps={slide: _map(i, slide, answer, pictures) for i, slide in enumerate(shown)},
-        notes=[*answer.notes, *pictures.notes],
-        facts=_facts(answer),
-        made_by=answer.cohort.index.record.made_by,
-        version=__version__,
+    return (
+        page_environment("coverslip.cohort")
+        .get_template("search.html")
+        .render(
+            kind=question_kind(answer),
+            asked=asked,
+            found=found,
+            maps={slide: _map(i, slide, answer, pictures) for i, slide in enumerate(shown)},
+            notes=[*answer.notes, *pictures.notes],
+            facts=_facts(answer),
+            made_by=answer.cohort.index.record.made_by,
+            version=__version__,
+        )
     )
 
 

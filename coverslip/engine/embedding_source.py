@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from coverslip.errors import StoreError
 from coverslip.heads.tile_classifier import EmbeddingSource
-from coverslip.tiling.grid import TileGrid
 from coverslip.tiling.store import SlideStore
+from coverslip.tiling.stored_rows import stored_rows
 
 if TYPE_CHECKING:
     from coverslip.encoders.encoder import Encoder
@@ -24,20 +25,23 @@ def source_of_encoder(encoder: Encoder, tile_px: int, mpp: float) -> EmbeddingSo
 
 
 def source_of_features(store: SlideStore, stage: str) -> EmbeddingSource:
-    """Of a store's stage `features/<encoder>@<grid>`."""
+    """Of a store's stage `features/<encoder>@<grid>`. Raises StoreError."""
     encoder, _, name = stage.removeprefix("features/").rpartition("@")
-    grid = TileGrid.from_store(store.group(f"tiles/{name}"))
     made = store.record(stage).parameters
     stain: Mapping[str, Any] | None = made.get("stain")
-    return EmbeddingSource(
-        encoder,
-        int(store.group(stage)["features"].shape[1]),
-        _digest(made.get("recipe", {})),
-        str(made.get("weights_sha256", "")),
-        grid.mpp,
-        grid.tile,
-        _digest(stain["target"]) if stain else "",
-    )
+    try:
+        grid = store.record(f"tiles/{name}").parameters["grid"]
+        return EmbeddingSource(
+            encoder,
+            stored_rows(store.path / stage / "features").shape[1],
+            _digest(made.get("recipe", {})),
+            str(made.get("weights_sha256", "")),
+            float(grid["mpp"]),
+            int(grid["tile"]),
+            _digest(stain["target"]) if stain else "",
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(store.path, f"does not say what made {stage} ({error!r})") from None
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -111,7 +111,12 @@ def write_exports(
                 return sorted(WRITERS[format](stored), key=Path.as_posix)
 
         written, files = written_once(
-            store, f"export/{format}", {"format": format}, _needs(store), context.output, write
+            store,
+            f"export/{format}",
+            {"format": format},
+            export_needs(store),
+            context.output,
+            write,
         )
         result.files.extend(file.relative_to(context.output).as_posix() for file in files)
         changed |= written
@@ -153,23 +158,37 @@ def written_once(
 
     Returns (whether they were written now, the files).
     """
-    if store.is_current(record, parameters, needs=needs):
-        files = [folder / file for file in store.group(record).attrs["files"]]
-        if all(file.exists() for file in files):
-            return False, files
+    files = current_files(store, record, parameters, needs, folder)
+    if files is not None:
+        return False, files
     with store.stage(record, parameters, needs=needs) as writer:
         files = write()
         writer.finish({"files": [file.relative_to(folder).as_posix() for file in files]})
     return True, files
 
 
+def current_files(
+    store: SlideStore,
+    record: str,
+    parameters: Mapping[str, Any],
+    needs: Sequence[str],
+    folder: Path,
+) -> list[Path] | None:
+    """The files that stage `record` stands for, below `folder`; None where one of them is absent or
+    stale."""
+    if not store.is_current(record, parameters, needs=needs):
+        return None
+    files = [folder / file for file in store.group(record).attrs["files"]]
+    return files if all(file.exists() for file in files) else None
+
+
 OUTLINED = {"nuclei": "Nucleus", "glands": "Gland", "lumina": "Lumen"}
 """Stages of outlined objects -> how their measurements call one."""
-ANSWERS = ("export/", "prompts/", "classes/")
+ANSWERS = ("export/", "prompts/", "classes/", "predictions/")
 """Stages whose exports are their own, and so are those of what stands on them."""
 
 
-def _needs(store: SlideStore) -> list[str]:
+def export_needs(store: SlideStore) -> list[str]:
     """What run exports show."""
     return [
         name

@@ -28,7 +28,7 @@ def draw_training(log: Path, probe: Path, path: Path) -> None:
     rows = list(log_rows(log))
     terms = [k for k in rows[0] if k not in ("step", "loss", "learning_rate", "tiles_per_second")]
     terms = [term for term in terms if any(row[term] for row in rows)]
-    figure, axes = _figure(1, 2, (10, 3.8))
+    figure, axes = panels(1, 2, (10, 3.8))
     steps = [row["step"] for row in rows]
     for term, colour in zip(terms, COLOURS, strict=False):
         values = np.array([row[term] for row in rows])
@@ -48,30 +48,30 @@ def draw_bars(
     figures: Mapping[str, Mapping[str, tuple[float, float, float]]],
     path: Path,
     label: str,
-    panels: Sequence[str],
+    titles: Sequence[str],
 ) -> None:
-    """Bars with intervals: one panel for each of `panels`, a bar for each row of `figures`.
+    """Bars with intervals: one panel for each of `titles`, a bar for each row of `figures`.
 
-    figures   row -> panel -> (value, low, high)
+    figures   row -> title -> (value, low, high)
     """
     names = list(figures)
-    columns = min(len(panels), PANELS)
-    rows = -(-len(panels) // columns)
+    columns = min(len(titles), PANELS)
+    rows = -(-len(titles) // columns)
     height = rows * (0.9 + 0.3 * len(names))
-    figure, axes = _figure(rows, columns, (0.8 + 2.5 * columns, height))
-    for axis in axes[len(panels) :]:
+    figure, axes = panels(rows, columns, (0.8 + 2.5 * columns, height))
+    for axis in axes[len(titles) :]:
         axis.set_visible(False)
-    for number, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
+    for number, (axis, title) in enumerate(zip(axes, titles, strict=False)):
         for i, name in enumerate(names):
-            if panel not in figures[name]:
+            if title not in figures[name]:
                 continue
-            value, low, high = figures[name][panel]
+            value, low, high = figures[name][title]
             axis.barh(i, value, color=COLOURS[i % len(COLOURS)], height=0.7)
             axis.plot([low, high], [i, i], color="black", linewidth=1)
             axis.text(0.01, i, f"{value:.3f}", va="center", ha="left", color="white", fontsize=8)
         axis.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names))
         axis.invert_yaxis()
-        axis.set_title(panel, fontsize=9)
+        axis.set_title(title, fontsize=9)
         axis.set_xlim(min(0.0, axis.get_xlim()[0]), None)
     figure.supxlabel(label, fontsize=8)
     save_figure(figure, path)
@@ -83,7 +83,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(aside, dpi=150, bbox_inches="tight")
 
 
-def _figure(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, inches: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """Without a display, and without matplotlib's global state."""
     from matplotlib.figure import Figure
 

@@ -7,10 +7,13 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from coverslip import __version__
 from coverslip.durable import replace_file
+from coverslip.engine.disclosure import disclosed
+from coverslip.engine.pages import page_environment
 from coverslip.engine.result import SlideResult
 
 COLUMNS = (
@@ -19,11 +22,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_report(folder: Path, results: Sequence[SlideResult], settings: str) -> tuple[Path, Path]:
+def write_report(
+    folder: Path, results: Sequence[SlideResult], settings: str, keep: Sequence[str] = ()
+) -> tuple[Path, Path]:
     """Write `report.csv` and `report.html` into `folder`; returns both paths.
 
     settings   the run's configuration as TOML text, shown at the foot of the page
+    keep       what may be told beside (see `disclosure`); reasons name files without folders
     """
+    results = [
+        replace(r, reason=disclosed(r.reason, keep), flags=disclosed(r.flags, keep))
+        for r in results
+    ]
+    settings = disclosed(settings, keep)
     table, page = folder / "report.csv", folder / "report.html"
     replace_file(table, _csv(results).encode())
     replace_file(page, _html(results, settings).encode())
@@ -44,15 +55,7 @@ def _csv(results: Sequence[SlideResult]) -> str:
 
 
 def _html(results: Sequence[SlideResult], settings: str) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("coverslip.engine", "templates"),
-        autoescape=select_autoescape(default=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment()
     environment.filters["grey_level"] = lambda density: round(255 * math.exp(-density))
     longest = max((r.total_seconds for r in results), default=0.0)
     return environment.get_template("report.html").render(

@@ -1,4 +1,4 @@
-"""Tile coordinates and features in the HDF5 layouts of TRIDENT, CLAM and STAMP, out and in.
+"""Tile coordinates and features, written in the HDF5 layouts of TRIDENT, CLAM and STAMP.
 
 Coordinates are the tiles' top-left corners in level-0 px, (x, y), except where STAMP wants µm.
 Files appear whole or not at all. Chunks are larger than those tools write; their readers do not
@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from coverslip import __version__
 from coverslip.durable import whole_file
-from coverslip.errors import StoreError
 
 CHUNK_ROWS = 1024
 STAMP_FORMAT = "2.1.0"
 """The STAMP that introduced this layout; it compares the version with its own and parses it."""
-Layout = Literal["trident", "clam", "stamp"]
 Datasets = Mapping[str, tuple[Any, Mapping[str, Any]]]
 
 
@@ -59,17 +57,6 @@ class TileTable:
             if len(self.boxes)
             else round(self.tile * self.mpp / self.slide_mpp[0])
         )
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureTable:
-    """What was read: coords float64 [N, 2] (x, y) level-0 px, features [N, D] as stored, the
-    attributes, and whose layout it was."""
-
-    coords: npt.NDArray[np.float64]
-    features: npt.NDArray[Any]
-    attributes: Mapping[str, Any]
-    layout: Layout
 
 
 def trident_folder(tiles: TileTable) -> str:
@@ -264,83 +251,3 @@ class _Sink:
 
     def flush(self) -> None:
         """Nothing is held back."""
-
-
-def read_features_h5(
-    path: str | PathLike[str], slide_mpp: tuple[float, float] | None = None
-) -> FeatureTable:
-    """Features that TRIDENT, CLAM or STAMP wrote.
-
-    slide_mpp   µm per level-0 px in x and y, to turn STAMP's µm into px; without it STAMP files
-                are refused
-
-    Raises StoreError for a file that is none of theirs.
-    """
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            return _read(fspath(path), file, slide_mpp)
-    except OSError as error:
-        raise StoreError(fspath(path), f"cannot be read as HDF5 ({error})") from None
-
-
-def _read(path: str, file: Any, slide_mpp: tuple[float, float] | None) -> FeatureTable:
-    name = "feats" if "feats" in file else "features"
-    held = {key: file[key] for key in (name, "coords") if key in file}
-    if len(held) < 2 or not all(hasattr(dataset, "dtype") for dataset in held.values()):
-        found = ", ".join(sorted(file)) or "nothing"
-        raise StoreError(
-            path,
-            f"holds {found}; wanted are the datasets features (or feats) and coords",
-            "files of TRIDENT, CLAM and STAMP with features of tiles are read",
-        )
-    features, coords = np.asarray(held[name]), np.asarray(held["coords"], np.float64)
-    if features.ndim == 3 and len(features) == 1:  # some tools keep a batch axis
-        features, coords = features[0], coords.reshape(-1, coords.shape[-1])
-    if features.ndim != 2 or coords.ndim != 2 or coords.shape[1] < 2:
-        raise StoreError(
-            path,
-            f"holds features {features.shape} and coords {coords.shape}, not [N, D] and [N, 2]",
-        )
-    if len(coords) != len(features):
-        raise StoreError(path, f"holds {len(coords)} coordinates but {len(features)} features")
-    marks = {**file.attrs, **held[name].attrs, **held["coords"].attrs}
-    layout: Layout = "trident" if "patch_size_level0" in marks else "clam"
-    coords = coords[:, :2]
-    if name == "feats":
-        layout = "stamp"
-        if slide_mpp is None:
-            raise StoreError(
-                path,
-                "is STAMP's, whose coordinates are µm; the slide's pixel size is needed",
-                "pass slide_mpp, for example slide_mpp=(0.25, 0.25)",
-            )
-        coords = _stamp_um(path, coords, marks) / slide_mpp
-    attributes = {key: _plain(value) for key, value in marks.items()}
-    return FeatureTable(coords, features, attributes, layout)
-
-
-def _stamp_um(
-    path: str, coords: npt.NDArray[np.float64], marks: Mapping[str, Any]
-) -> npt.NDArray[np.float64]:
-    """STAMP's coordinates in µm. Before version 2 they were px of 256 / 224 µm, unlabelled."""
-    if "tile_size_um" in marks or _plain(marks.get("unit")) == "um":
-        return coords
-    steps = [np.diff(np.unique(coords[:, axis])) for axis in range(2)]
-    if round(min((float(step.min()) for step in steps if len(step)), default=0.0)) == 224:
-        return coords * (256 / 224)
-    raise StoreError(
-        path,
-        "does not say in which unit its coordinates are, and they are not 224 apart",
-        "extract the features again with STAMP 2 or later",
-    )
-
-
-def _plain(value: Any) -> Any:
-    """An HDF5 attribute as Python's own type."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value.item() if isinstance(value, np.generic) else value

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
@@ -21,6 +22,34 @@ STALE_S = 120.0
 CLAIM_S = 10.0
 """A claim to remove a lock takes milliseconds; an older one was left by a killed process."""
 Claim = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class LockHolder:
+    """Who works on a slide, as its lock says.
+
+    host, pid   "" and 0 where the lock was not written to the end
+    dead        its process is gone, or silent for too long: the next run takes the lock over
+    """
+
+    host: str
+    pid: int
+    dead: bool
+
+
+def lock_holder(path: Path, *, stale_s: float = STALE_S) -> LockHolder | None:
+    """Who holds the lock file at `path`; None where nobody does."""
+    try:
+        holder = _read(path)
+        age = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    pid = holder.get("pid")
+    return LockHolder(
+        str(holder.get("host", "")),
+        pid if isinstance(pid, int) else 0,
+        _gone(holder) or age >= stale_s,
+    )
 
 
 @contextlib.contextmanager
@@ -74,20 +103,24 @@ def _remove_if_dead(path: Path, stale_s: float) -> None:
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return
-    pid = holder.get("pid")
-    gone = (
-        holder.get("host") == socket.gethostname()
-        and isinstance(pid, int)
-        and _process_started(pid) != holder.get("process_started")
-    )
-    if not gone and age < stale_s:
-        who = f"process {pid} on {holder['host']}" if holder else "another process"
+    if not _gone(holder) and age < stale_s:
+        who = f"process {holder.get('pid')} on {holder['host']}" if holder else "another process"
         raise StoreBusy(
             path,
             f"{who} is working on this slide",
             f"wait for it; a dead worker's lock is taken over after {stale_s:g} s",
         )
     _remove(path, str(holder.get("token", "")))
+
+
+def _gone(holder: Claim) -> bool:
+    """Whether the holder was a process of this host that has ended."""
+    pid = holder.get("pid")
+    return (
+        holder.get("host") == socket.gethostname()
+        and isinstance(pid, int)
+        and _process_started(pid) != holder.get("process_started")
+    )
 
 
 def _remove(path: Path, token: str) -> None:

@@ -3,14 +3,15 @@
 <parent>/.<leaf>.partial/         the group until it is complete
 <parent>/.<leaf>.progress.json    {hash, done_blocks}: what of it is safely on disk
 
-Blocks are whole shards, each flushed to disk before the progress file counts it, so a crash costs
-at most one block. Completing is one rename; the progress file goes last, so a crash on the way
-there costs nothing. Results whose total is not known beforehand (nuclei) are spilled block by
-block and merged at the end in bounded memory.
+Blocks are whole shards, or ends of one that grows ("raw"), each flushed to disk before the
+progress file counts it, so a crash costs at most one block. Completing is one rename; the progress
+file goes last, so a crash on the way there costs nothing. Results whose total is not known
+beforehand (nuclei) are spilled block by block and merged at the end in bounded memory.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,9 @@ from coverslip.tiling.shards import ChunkCodec, RowArray, write_shard
 BLOCKS = ".blocks"
 MERGED_CHUNK = 65_536
 MERGED_SHARD = 16 * MERGED_CHUNK
-"""Rows of merged columns read together, and rows per file."""
+"""Rows of merged columns read together, and rows per file; fewer where rows are wide."""
+WIDE = 4
+"""Values in a row for which there are as many rows as said."""
 STAGE_HASH = "coverslip_stage"
 """Attribute of a finished group: the hash of what decided it."""
 Columns = Mapping[str, npt.NDArray[Any]]
@@ -99,7 +102,8 @@ class StageWriter:
         """Lay out an array of `shape`, written `rows_per_block` rows at a time.
 
         chunk_rows   rows read together; a divisor of rows_per_block. All of a block by default
-        codec        "zstd"; "lossless" for pixels; "jpeg" for uint8 [N, h, w, 3], chunk_rows 1
+        codec        "zstd"; "lossless" for pixels; "raw" for embeddings; "jpeg" for uint8
+                     [N, h, w, 3], chunk_rows 1
 
         Harmless when resumed; a stage left in another layout (by another version) starts over.
         """
@@ -166,8 +170,9 @@ class StageWriter:
         self._record(number + 1)
 
     def spilled(self) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """The blocks that `append_block` has written, in order."""
-        for number in range(self._done):
+        """The blocks that `append_block` has written, in order; none once they are merged."""
+        merged = left_hash(self.path) == self._hash
+        for number in range(0 if merged else self._done):
             with np.load(self._block(number), allow_pickle=False) as block:
                 yield dict(block)
 
@@ -226,14 +231,16 @@ class StageWriter:
                 rows, sample = 0, np.empty(0)
                 for sample in self._spilled(name, blocks):
                     rows += len(sample) - offsets
+                wide = max(1, math.prod(sample.shape[1:]) // WIDE)
+                chunk = max(1, MERGED_CHUNK // wide)
                 array = RowArray(
                     (rows + offsets, *sample.shape[1:]), sample.dtype.name,
-                    MERGED_SHARD, MERGED_CHUNK,
+                    MERGED_SHARD // MERGED_CHUNK * chunk, chunk,
                 )  # fmt: skip
                 replace_file(self.path / name / "zarr.json", json_bytes(array.metadata()))
                 pieces = self._spilled(name, blocks)
                 pieces = _counted_on(pieces) if offsets else pieces
-                for number, piece in enumerate(_regrouped(pieces, MERGED_SHARD)):
+                for number, piece in enumerate(_regrouped(pieces, array.block_rows)):
                     array.write_block(self.path / name, number, piece, self._threads)
 
     def abandon(self) -> None:

@@ -6,12 +6,17 @@
   tiles/<grid>/                boxes int32 [N, 4] x, y, w, h level-0 px; tissue_fraction float32 [N]
   quality/<grid>/              focus, pen, brightness float32 [N]; damaged bool [N]
   pixels/<grid>/               pixels uint8 [N, T, T, 3], sharded; JPEG or lossless
-  features/<encoder>@<grid>/   features float32 [N, D]; attrs: dim, columns where they have names
+  features/<encoder>@<grid>/   features float32 [N, D], uncompressed with checksums (in older
+                               stores zstd); attrs: dim, columns where they have names
   prompts/<set>.<encoder>@<grid>/   probabilities, similarity float32 [N, C]; attrs: classes
   classes/<name>@<grid>/       probabilities float32 [N, C]; class_id uint8 [N]; attrs: classes
   maps/<name>@<grid>/          classes uint8 [h, w], a px a tile; attrs: scale, origin, classes
-  maps/<model>/                classes uint8 [h, w] at the model's mpp; attrs: the same
+  maps/<model>/                classes uint8 [h, w] at the model's mpp; attrs: the same. Of a
+                               nucleus model: a px a cell of its network, and probabilities
+                               float32 [h, w, C], nan where there is no class
   slide/<slide encoder>@<encoder>@<grid>/   embedding float32 [D]
+  predictions/<study>@<encoder>@<grid>/   prediction, spread float32 [P]; attention float32 [N];
+                               contributions float32 [N, C]; attrs: names, contribution_names
   nuclei/<model>/              centroid float64 [M, 2], polygon_offset int64 [M + 1],
                                polygon float32 [V, 2], class_id uint8 [M], probability ..., measures
   glands/<model>/, lumina/<model>/   the same columns

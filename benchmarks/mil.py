@@ -1,0 +1,191 @@
+"""Do slide-level models learn what is there, and nothing where nothing is?
+
+python benchmarks/mil.py STORES --background SLIDE --signal SLIDE [--models abmil,clam-sb]
+
+STORES        a run's output folder with embeddings: coverslip features SLIDES -o STORES
+background    slide whose tiles fill all bags
+signal        slide whose tiles are planted in half of the bags, 1 % of their tiles
+
+Bags are drawn from real embeddings. Two experiments on the same folds: labels that say which bags
+have planted tiles, and labels that have nothing to do with them. Reported are the AUROC on bags
+while they were held out, with its interval over bags drawn again, and how many of the planted tiles
+are among those that get the most attention (as many as are planted): a bag's recall.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from coverslip.engine.bags import StoredBags
+from coverslip.engine.mil_folds import mean_embeddings
+from coverslip.mil.baseline import fitted_probe
+from coverslip.mil.examples import MilExamples
+from coverslip.mil.figures import task_estimates
+from coverslip.mil.intervals import Estimate
+from coverslip.mil.prediction import fold_predictions
+from coverslip.mil.registry import slide_model_names
+from coverslip.mil.splits import Fold, SplitConfig, cross_validation, strata_of
+from coverslip.mil.tasks import Task
+from coverslip.mil.training import MilTraining
+from coverslip.mil.training_config import MilConfig
+
+BAGS, TILES, PLANTED = 120, 400, 4
+TASK = Task("planted", "classes", ("no", "yes"))
+FOLDS = SplitConfig(folds=4)
+CONFIG = MilConfig(epochs=40, patience=8, bags_per_step=4, learning_rate=3e-4)
+
+
+@dataclass(frozen=True)
+class SimulatedBags:
+    """Rows of a table of embeddings.
+
+    rows      int [bags, TILES]
+    planted   bool [bags, TILES]
+    """
+
+    table: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+    planted: npt.NDArray[np.bool_]
+
+    @classmethod
+    def drawn(
+        cls, background: npt.NDArray[np.float32], signal: npt.NDArray[np.float32], seed: int = 0
+    ) -> SimulatedBags:
+        """Every other bag has planted tiles. No signal tile is in two bags, if there are enough."""
+        random = np.random.default_rng(seed)
+        rows = np.stack([random.choice(len(background), TILES) for _ in range(BAGS)])
+        planted = np.zeros(rows.shape, np.bool_)
+        chosen = random.permutation(len(signal))
+        for number, bag in enumerate(range(1, BAGS, 2)):
+            place = random.choice(TILES, PLANTED, replace=False)
+            taken = np.arange(number * PLANTED, (number + 1) * PLANTED) % len(signal)
+            rows[bag, place] = len(background) + chosen[taken]
+            planted[bag, place] = True
+        return cls(np.concatenate([background, signal]), rows, planted)
+
+    @property
+    def names(self) -> list[str]:
+        return [f"bag {number}" for number in range(len(self.rows))]
+
+    @property
+    def dim(self) -> int:
+        return self.table.shape[1]
+
+    def count(self, index: int) -> int:
+        return self.rows.shape[1]
+
+    def read(
+        self, index: int, rows: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        found = self.rows[index] if rows is None else self.rows[index][rows]
+        return self.table[found]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    auroc: Estimate
+    recall: float
+    seconds: float
+
+
+def experiment(bags: SimulatedBags, labels: npt.NDArray[np.float64], model: str) -> Outcome:
+    """A model by cross-validation."""
+    targets = np.stack([labels, np.zeros(BAGS)], axis=1)[:, None]
+    names = np.array(bags.names)
+    folds = cross_validation(names, strata_of([TASK], targets), FOLDS)
+    said = np.zeros((BAGS, 2))
+    recalls: list[float] = []
+    began = time.perf_counter()
+    for fold in folds:
+        if model == "baseline":
+            means = mean_embeddings(bags)
+            probe = fitted_probe(TASK, means, targets[:, 0], fold.train, fold.validation)
+            said[fold.test] = probe.logits(means[fold.test])
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            config = MilConfig(**{**_settings(CONFIG), "model": model})
+            training = MilTraining(
+                config, [TASK], MilExamples(bags, targets), fold, Path(folder), facts={},
+                device="cpu",
+            )  # fmt: skip
+            training.run()
+        said[fold.test] = fold_predictions(training.network, bags, fold.test)
+        recalls += _recalls(training.network, bags, fold)
+    seconds = time.perf_counter() - began
+    auroc = task_estimates(TASK, TASK.prediction(said), targets[:, 0], names)["auroc"]
+    return Outcome(auroc, float(np.mean(recalls)) if recalls else float("nan"), seconds)
+
+
+def _recalls(network: torch.nn.Module, bags: SimulatedBags, fold: Fold) -> list[float]:
+    """Of each bag tested that has planted tiles."""
+    found = []
+    for bag in fold.test:
+        planted = bags.planted[bag]
+        if not planted.any():
+            continue
+        with torch.inference_mode():
+            attention = network(torch.from_numpy(bags.read(bag)), None).attention.mean(dim=0)
+        top = np.argsort(-attention.numpy(), kind="stable")[:PLANTED]
+        found.append(float(planted[top].mean()))
+    return found
+
+
+def _settings(config: MilConfig) -> dict[str, object]:
+    return {name: getattr(config, name) for name in config.__slots__}
+
+
+def embeddings(stores: Path, slide: str) -> npt.NDArray[np.float32]:
+    bags = StoredBags.open(stores)
+    return bags.read(bags.names.index(slide)).astype(np.float32)
+
+
+def shuffled_labels(truth: npt.NDArray[np.float64], seed: int = 1) -> npt.NDArray[np.float64]:
+    """Labels that go with half of the bags of either kind: what is planted says nothing of them.
+
+    Plainly permuted, they would agree with it by some bags more or less than half, and that can be
+    learned.
+    """
+    random = np.random.default_rng(seed)
+    labels = np.zeros(len(truth))
+    for kind in (0.0, 1.0):
+        own = random.permutation(np.flatnonzero(truth == kind))
+        labels[own[: len(own) // 2]] = 1
+    return labels
+
+
+def report(bags: SimulatedBags, models: Sequence[str]) -> None:
+    """A table, a row a model."""
+    truth = bags.planted.any(axis=1).astype(float)
+    shuffled = shuffled_labels(truth)
+    print(f"{BAGS} bags of {TILES} tiles, {PLANTED} planted in every other; {FOLDS.folds} folds")
+    print("| model | AUROC | recall of planted tiles | AUROC, labels shuffled | s |")
+    print("|---|---|---|---|---|")
+    for model in ["baseline", *models]:
+        found, none = experiment(bags, truth, model), experiment(bags, shuffled, model)
+        recall = "" if np.isnan(found.recall) else f"{found.recall:.2f}"
+        seconds = found.seconds + none.seconds
+        print(f"| {model} | {found.auroc} | {recall} | {none.auroc} | {seconds:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("stores", type=Path)
+    parser.add_argument("--background", required=True)
+    parser.add_argument("--signal", required=True)
+    parser.add_argument("--models", default=",".join(slide_model_names()))
+    given = parser.parse_args()
+    background, signal = (embeddings(given.stores, s) for s in (given.background, given.signal))
+    report(SimulatedBags.drawn(background, signal), given.models.split(","))
+
+
+if __name__ == "__main__":
+    main()
