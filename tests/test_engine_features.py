@@ -15,6 +15,8 @@ from coverslip.cli import main
 from coverslip.encoders.encoder import Encoder
 from coverslip.encoders.loading import load_encoder
 from coverslip.encoders.registry import EncoderSpec, register
+from coverslip.engine.bag_files import facts_difference
+from coverslip.engine.bags import open_bags
 from coverslip.engine.config import RunConfig
 from coverslip.engine.journal import read_journal
 from coverslip.engine.run import Run
@@ -170,6 +172,17 @@ def test_a_slide_has_embeddings_of_its_own(two: Path) -> None:
             path = two / f"h5/20x_256px_0px_overlap/slide_features_{name}_{encoder}"
             with h5py.File(path / "CMU-1-Small-Region.h5") as file:
                 np.testing.assert_array_equal(file["features"][:], found)
+
+
+@pytest.mark.parametrize("encoder", ["efficientnet-lite0", "resnet18"])
+def test_bags_are_those_of_its_exports(two: Path, encoder: str) -> None:
+    ours, theirs = (open_bags(folder, encoder=encoder) for folder in (two, two / "h5"))
+    assert ours.names == theirs.names == ("CMU-1-Small-Region",)
+    np.testing.assert_array_equal(ours.read(0), theirs.read(0))
+    np.testing.assert_array_equal(ours.corners(0), theirs.corners(0))
+    assert facts_difference(ours.facts, theirs.facts) == ""
+    with pytest.raises(InvalidConfig, match="name one with --encoder"):
+        open_bags(two)
 
 
 def test_again_nothing_is_done(two: Path, small_slide: Path) -> None:

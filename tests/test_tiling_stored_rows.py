@@ -46,7 +46,7 @@ def write(path: Path, array: np.ndarray, block: int, codec: Any = "raw") -> Path
     codec=st.sampled_from(["raw", "zstd"]),
     data=st.data(),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_rows_are_those_that_zarr_reads(
     tmp_path_factory: pytest.TempPathFactory,
     count: int,

@@ -173,7 +173,9 @@ class FeatureOutput(Output):
         self._cosine = 1.0
         self.uses_all_processors = encoder.device.type == "cpu"
         total = len(windows.origins)
-        writer.create_array("features", (total, encoder.dim), "float32", rows_per_block=BLOCK)
+        writer.create_array(
+            "features", (total, encoder.dim), "float32", rows_per_block=BLOCK, codec="raw"
+        )
         self._rows = TileRows(writer, total)
         self._total = total
         self.start = self._next = self._first = self._rows.start
