@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from coverslip.cohort.cohort import Cohort as Cohort
     from coverslip.encoders.encoder import Encoder as Encoder
     from coverslip.encoders.loading import load_encoder as load_encoder
     from coverslip.encoders.registry import EncoderSpec as EncoderSpec
@@ -25,10 +26,15 @@ if TYPE_CHECKING:
     from coverslip.encoders.slide_encoder import load_slide_encoder as load_slide_encoder
     from coverslip.encoders.text import load_text_encoder as load_text_encoder
     from coverslip.encoders.text import zero_shot_classifier as zero_shot_classifier
+    from coverslip.engine.bags import open_bags as open_bags
     from coverslip.engine.clicks import ClickedObject as ClickedObject
     from coverslip.engine.clicks import ClickSegmenter as ClickSegmenter
     from coverslip.engine.clicks import segment_click as segment_click
+    from coverslip.engine.clinical import ClinicalTable as ClinicalTable
     from coverslip.engine.config import RunConfig as RunConfig
+    from coverslip.engine.mil_run import run_study as run_study
+    from coverslip.engine.mil_study import Study as Study
+    from coverslip.engine.mil_study import StudyConfig as StudyConfig
     from coverslip.engine.run import Run as Run
     from coverslip.errors import CoverslipError as CoverslipError
     from coverslip.export.geojson import read_geojson as read_geojson
@@ -56,6 +62,8 @@ _home = {
     "Box": "wsi.slide",
     "ClickSegmenter": "engine.clicks",
     "ClickedObject": "engine.clicks",
+    "ClinicalTable": "engine.clinical",
+    "Cohort": "cohort.cohort",
     "CoverslipError": "errors",
     "Encoder": "encoders.encoder",
     "EncoderSpec": "encoders.registry",
@@ -67,6 +75,8 @@ _home = {
     "SlideStore": "tiling.store",
     "StainNormalizer": "kernels.stain_profile",
     "StainProfile": "kernels.stain_profile",
+    "Study": "engine.mil_study",
+    "StudyConfig": "engine.mil_study",
     "TileGrid": "tiling.grid",
     "TileStream": "tiling.stream",
     "Tissue": "tiling.tissue",
@@ -75,10 +85,12 @@ _home = {
     "load_encoder": "encoders.loading",
     "load_slide_encoder": "encoders.slide_encoder",
     "load_text_encoder": "encoders.text",
+    "open_bags": "engine.bags",
     "open_slide": "wsi.opening",
     "read_geojson": "export.geojson",
     "read_region": "tiling.reading",
     "reference_profile": "kernels.stain_profile",
+    "run_study": "engine.mil_run",
     "segment_click": "engine.clicks",
     "stain_sample": "tiling.stain_sample",
     "thumbnail": "tiling.reading",

@@ -128,8 +128,10 @@ class Study:
         if config.site:
             named = rows.texts(config.site)
             if unknown := [n for n, site in zip(rows.names, named, strict=True) if site is None]:
+                more = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
                 raise InvalidConfig(
-                    f"{table.path}: no {config.site} of {unknown[0]} and {len(unknown) - 1} others"
+                    f"{table.path}: holds no {config.site} of {unknown[0]}{more}\n"
+                    "  fill it in, or leave --site away"
                 )
             sites = np.array(named)
         for name in config.covariates:
