@@ -38,10 +38,10 @@ from coverslip.mil.tasks import Task
 from coverslip.mil.training import MilTraining
 from coverslip.mil.training_config import MilConfig
 
-BAGS, TILES, PLANTED = 120, 400, 4
+BAGS, TILES, PLANTED = 80, 300, 3
 TASK = Task("planted", "classes", ("no", "yes"))
 FOLDS = SplitConfig(folds=4)
-CONFIG = MilConfig(epochs=40, patience=8, bags_per_step=4, learning_rate=3e-4)
+CONFIG = MilConfig(epochs=16, patience=5, bags_per_step=4, learning_rate=5e-4)
 
 
 @dataclass(frozen=True)

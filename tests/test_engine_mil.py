@@ -314,7 +314,7 @@ def test_other_embeddings_are_refused(
     facts = open_bags(cohort[0]).facts
     with pytest.raises(InvalidConfig, match="weights"):
         ensemble.require({**facts, "weights_sha256": "others"}, "OUT")
-    with pytest.raises(InvalidConfig, match="embeddings of 7 numbers"):
+    with pytest.raises(InvalidConfig, match="dim 7, not 6"):
         ensemble.require({**facts, "encoder": "", "dim": 7}, "OUT")
     with pytest.raises(InvalidConfig, match="--table"):
         bags_to_predict(open_bags(cohort[0]), ensemble, studied[0], None)

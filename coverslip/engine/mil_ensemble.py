@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from coverslip.engine.bag_files import facts_difference
 from coverslip.errors import InvalidConfig
-from coverslip.heads.tile_classifier import EmbeddingSource
 from coverslip.mil.model_file import MilRecord, load_model
 from coverslip.mil.tasks import Task, places
 
@@ -91,16 +91,12 @@ class StudyEnsemble:
 
     def require(self, facts: Mapping[str, Any], where: str) -> None:
         """Raises InvalidConfig for embeddings that are not those it was trained on."""
-        wanted = self.records[0].facts.get("embeddings", {})
-        if not wanted.get("encoder") or not facts.get("encoder"):
-            if facts.get("dim") != wanted.get("dim"):
-                raise InvalidConfig(
-                    f"{where}: embeddings of {facts.get('dim')} numbers; study {self.name} was "
-                    f"trained on {wanted.get('dim')}"
-                )
-            return  # files of other programs do not say more
-        if why := EmbeddingSource(**wanted).difference(EmbeddingSource(**facts)):
-            raise InvalidConfig(f"{where}: {why}, as study {self.name} was trained on")
+        wanted = {"dim": self.records[0].dim, **self.records[0].facts.get("embeddings", {})}
+        if why := facts_difference(wanted, facts):
+            raise InvalidConfig(
+                f"{where}: {why}, as study {self.name} was trained on\n"
+                "  embed the slides as those of the study were"
+            )
 
     def answer(
         self, tiles: npt.NDArray[np.floating[Any]], covariates: Sequence[npt.NDArray[Any] | None]

@@ -73,11 +73,13 @@ def _draw_classes(figures: TaskFigures, path: Path) -> None:
         axes[0].plot(1 - point.found.specificity.value, point.found.sensitivity.value, "k.")
     _square(axes[0], "1 - specificity", "sensitivity")
     axes[0].legend(frameon=False, fontsize=7, loc="lower right")
-    for name, colour in (("uncalibrated", COLOURS[1]), ("predictions", COLOURS[0])):
-        found = Reliability.of(getattr(figures.model, name)[known], label)
-        words = "before" if name == "uncalibrated" else "calibrated"
+    lines = {"model": (figures.model.predictions, COLOURS[0])}
+    if task.kind == "classes":  # others are not calibrated
+        lines["before calibration"] = (figures.model.uncalibrated, COLOURS[1])
+    for words, (predictions, colour) in lines.items():
+        found = Reliability.of(predictions[known], label)
         axes[1].plot(found.confidence, found.right, ".-", color=colour, label=words)
-    _square(axes[1], "probability of the class named", "share that is right")
+    _square(axes[1], "probability of the likeliest class", "share that has it")
     axes[1].legend(frameon=False, fontsize=7, loc="upper left")
     _confusion(axes[2], task, figures.model, known, label)
     save_figure(figure, path)
