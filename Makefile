@@ -1,13 +1,15 @@
 # make demo   the whole job on the slide in the package
 # make test   the test suite
-# Both make .venv first (Python 3.11 to 3.13) and install what they need; a second run is quick.
+# make docs   this documentation as a site, in site/
+# make audit  what bandit says of the code, and whether the shipped weights are the recorded ones
+# All make .venv first (Python 3.11 to 3.13) and install what they need; a second run is quick.
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint audit docs bench clean
 
 demo: $(READY)
 	$(BIN)/coverslip demo --output coverslip-demo
@@ -19,6 +21,15 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(READY)
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive coverslip
+	cd coverslip/heads/weights && sha256sum --check --quiet SHA256SUMS
+
+docs: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/making/architecture.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt '.[bench]'
@@ -36,4 +47,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) coverslip-demo benchmarks/generated
+	rm -rf $(VENV) coverslip-demo benchmarks/generated site

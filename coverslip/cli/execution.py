@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ def settings_from(parameters: dict[str, Any], config: Path | None) -> RunConfig:
 
     known = {field.name for field in fields(RunConfig)}
     named = {k: v for k, v in parameters.items() if k in known and v is not None}
-    for several in ("encoder", "slide_encoder", "export"):
+    for several in ("encoder", "slide_encoder", "export", "keep_identifiers"):
         if several in named:
             named[several] = names_in(named[several])
     if named.get("nuclei") == "none":
@@ -48,6 +49,8 @@ def execute(
     from coverslip.engine.run import Run
 
     job = Run.over(slides, output, settings, recursive=recursive)
+    if job.remark:
+        print(f"coverslip: {job.remark}", file=sys.stderr)
     with RunProgress(total=len(job.slides), shown=not json) as progress:
         results = job.execute(observer=progress.observe, on_result=progress.finished, debug=debug)
     for result in results if json else ():
@@ -58,8 +61,8 @@ def execute(
         raise typer.Exit(1)
 
 
-def print_trained(trained: TrainedHead, flag: str, json: bool) -> None:
-    """What a training left, and the flag of `run` that takes it; or JSON."""
+def print_trained(trained: TrainedHead, use: str, json: bool) -> None:
+    """What a training left, and how it is used: `use` with its path in place of {}; or JSON."""
     taught, held_out = trained.images
     if json:
         print_json({"weights": str(trained.path), "images": taught, "held_out": held_out,
@@ -67,7 +70,7 @@ def print_trained(trained: TrainedHead, flag: str, json: bool) -> None:
         return
     shown = ", ".join(f"{k} {v:.3f}" for k, v in trained.figures.items() if k != "score")
     print(f"{taught} images, {held_out} held out{': ' + shown if shown else ''}")
-    print(f"trained: coverslip run SLIDES {flag} {trained.path}")
+    print(f"trained: {use.format(trained.path)}")
 
 
 def print_json(content: dict[str, Any]) -> None:

@@ -13,6 +13,26 @@ Slides = Annotated[
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for stores, exports and the report.")
 ]
+Annotations = Annotated[
+    Path | None,
+    typer.Option(
+        "--annotations",
+        help="QuPath GeoJSON of the slide, or a folder of <slide>.geojson: Region* objects are "
+        "areas in which every object is outlined.",
+    ),
+]
+ImageMpp = Annotated[float | None, typer.Option("--image-mpp", help="µm per pixel of the images.")]
+NucleusArea = Annotated[
+    float | None,
+    typer.Option("--nucleus-area", help="Where nobody knows it: µm² of their median nucleus."),
+]
+TrainingSettings = Annotated[
+    Path | None, typer.Option("--config", help="TOML with the settings of the training.")
+]
+Start = Annotated[
+    Path | None, typer.Option("--start", help="A head of that architecture to begin with.")
+]
+Licence = Annotated[str, typer.Option("--licence", help="Of the weights.")]
 Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look into folders' folders.")]
 Config = Annotated[
     Path | None, typer.Option("--config", help="TOML file with the same names as the flags.")
@@ -106,6 +126,14 @@ Export = Annotated[
     str | None, typer.Option("--export", help="By comma: geojson, h5, clam, stamp, parquet.")
 ]
 Icc = Annotated[bool | None, typer.Option("--icc/--no-icc", help="Apply the ICC profile. [no]")]
+KeepIdentifiers = Annotated[
+    str | None,
+    typer.Option(
+        "--keep-identifiers",
+        help="Slide properties kept in the store, by comma (aperio.Date, aperio.*); paths: in the "
+        "report. [none]",
+    ),
+]
 OnBadTile = Annotated[
     str | None, typer.Option("--on-bad-tile", help="An undecodable part: fail or blank. [fail]")
 ]

@@ -37,6 +37,7 @@ def run(
     image: options.Image = None,
     export: options.Export = None,
     icc: options.Icc = None,
+    keep_identifiers: options.KeepIdentifiers = None,
     on_bad_tile: options.OnBadTile = None,
     assume_mpp: options.AssumeMpp = None,
     mpp_table: options.MppTable = None,

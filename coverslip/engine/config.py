@@ -56,6 +56,9 @@ class RunConfig:
                            (JPEG tiles as they are); portable (any Zarr reader opens it, larger)
         export             outward formats to write when a slide is done
         icc                apply the embedded ICC profile (recorded in the store)
+        keep_identifiers   what may be kept although it can identify a patient: names of slide
+                           properties (aperio.Date, aperio.*), in the store; "paths", in journal
+                           and report; empty for nothing
         on_bad_tile        a native tile that cannot be decoded: fail the slide, or blank it
 
     Pixel size
@@ -98,6 +101,7 @@ class RunConfig:
     image: Image = "none"
     export: tuple[str, ...] = ()
     icc: bool = False
+    keep_identifiers: tuple[str, ...] = ()
     on_bad_tile: OnBadTile = "fail"
     assume_mpp: float | None = None
     mpp_table: str = ""

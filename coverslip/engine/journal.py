@@ -1,26 +1,32 @@
 """The run's diary: one JSON object per line, appended and flushed to disk as things happen.
 
 Clock times, host names and durations live here and only here, so that stores and exports stay
-byte-identical from run to run. A line cut short by a crash is skipped when read.
+byte-identical from run to run. Files are named without their folders. A line cut short by a crash
+is skipped when read.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
 
+from coverslip.engine.disclosure import PATHS, disclosed
+
 
 class Journal:
-    """Appends events to `path`; every line carries `time` (seconds since 1970) and `event`."""
+    """Appends events to `path`; every line carries `time` (seconds since 1970) and `event`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    keep   what may be told beside (see `disclosure`)
+    """
+
+    def __init__(self, path: Path, keep: Sequence[str] = ()) -> None:
+        self.path, self._keep = path, keep
         self._file = open(path, "a+b", buffering=0)  # noqa: SIM115  (open as long as the run)
         if self._file.seek(0, os.SEEK_END) > 0:
             self._file.seek(-1, os.SEEK_END)
@@ -29,7 +35,10 @@ class Journal:
 
     def write(self, event: str, **facts: Any) -> None:
         """Append one event; on disk when this returns."""
-        line = orjson.dumps({"time": round(time.time(), 3), "event": event, **facts}, default=str)
+        content = {"time": round(time.time(), 3), "event": event, **facts}
+        line = orjson.dumps(_encodable(content), default=str)
+        if PATHS not in self._keep:
+            line = orjson.dumps(disclosed(orjson.loads(line), self._keep))
         self._file.write(line + b"\n")
         os.fsync(self._file.fileno())
 
@@ -46,6 +55,17 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _encodable(content: Any) -> Any:
+    """Texts from names that are not UTF-8, with their odd bytes as escapes."""
+    if isinstance(content, str):
+        return content.encode("utf-8", "backslashreplace").decode()
+    if isinstance(content, dict):
+        return {key: _encodable(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_encodable(value) for value in content]
+    return content
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

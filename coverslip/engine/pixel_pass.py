@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from coverslip.engine.clock import Clock
-from coverslip.engine.nucleus_output import NucleusOutput, nucleus_parameters, other_objects
+from coverslip.engine.nucleus_output import NucleusOutput, nucleus_parameters, stages_of
 from coverslip.engine.outputs import (
     FeatureOutput,
     Output,
@@ -21,7 +21,7 @@ from coverslip.engine.outputs import (
 from coverslip.engine.result import SlideResult
 from coverslip.engine.survey import Survey
 from coverslip.engine.tissue_map_output import TissueMapOutput, tissue_map_parameters
-from coverslip.errors import RecipeMismatch, printable
+from coverslip.errors import InvalidConfig, RecipeMismatch, printable
 from coverslip.heads.depth import remarks
 from coverslip.tiling.assembly import source_for
 from coverslip.tiling.store import SlideStore
@@ -183,7 +183,7 @@ def _nucleus_output(
     parameters = nucleus_parameters(head, context.config)
     writers = {
         kind: stages.enter_context(store.stage(name, parameters, needs=["tissue"]))
-        for kind in ("nuclei", *other_objects(head))
+        for kind in stages_of(head)
         if not store.is_current(name := f"{kind}/{head.name}", parameters, needs=["tissue"])
     }
     if not writers:
@@ -203,6 +203,12 @@ def _tissue_map_output(
     if head is None:
         return None
     name, parameters = f"maps/{head.name}", tissue_map_parameters(head, context.config)
+    nuclei = context.nucleus_head
+    if nuclei is not None and name in [f"{stage}/{nuclei.name}" for stage in stages_of(nuclei)]:
+        raise InvalidConfig(
+            f"--nuclei and --tissue-map would both fill {name}\n"
+            "  train one of them under another --name"
+        )
     if store.is_current(name, parameters, needs=["tissue"]):
         return None
     stage = stages.enter_context(store.stage(name, parameters, needs=["tissue"]))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from coverslip.durable import replace_file
 from coverslip.engine.clock import Clock
 from coverslip.engine.config import RunConfig
+from coverslip.engine.disclosure import kept_properties
 from coverslip.engine.exports import draw_maps, write_exports
 from coverslip.engine.journal import Journal
 from coverslip.engine.opening import open_for_run
@@ -28,6 +29,7 @@ from coverslip.tiling.tissue import METHOD, Tissue, find_tissue
 from coverslip.tiling.tissue_mask import TissueSettings
 from coverslip.wsi.facts import slide_facts
 from coverslip.wsi.fingerprint import fingerprint
+from coverslip.wsi.naming import file_name
 from coverslip.wsi.slide import Slide
 
 if TYPE_CHECKING:
@@ -119,11 +121,13 @@ def process_slide(path: str, slide_id: str, context: RunContext) -> SlideResult:
     stays, and the next run goes on from there.
     """
     clock = Clock()
-    result = SlideResult(slide=slide_id, file=Path(path).name)
+    result = SlideResult(slide=slide_id, file=file_name(path))
     store_path = context.output / f"{slide_id}.zarr"
     with clock("opening"), open_for_run(path, context.config) as slide, lock(store_path):
         _describe(slide, result)
         facts = {**slide_facts(slide), "fingerprint": fingerprint(path)}
+        if kept := kept_properties(slide.properties, context.config.keep_identifiers):
+            facts["identifiers"] = kept
         store = SlideStore.open_or_create(store_path, facts)
         _run_stages(slide, store, context, clock, result)
     inner = sum(v for k, v in clock.seconds.items() if k != "opening")

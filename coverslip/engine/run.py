@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coverslip.engine.config import RunConfig
+from coverslip.engine.disclosure import name_remark
 from coverslip.engine.journal import Journal
 from coverslip.engine.process import Observer, RunContext, process_slide
 from coverslip.engine.processors import available_processors
@@ -21,7 +22,8 @@ from coverslip.engine.sharing import devices_of, share_slides
 from coverslip.engine.slide_stage import check_slide_encoders
 from coverslip.errors import CoverslipError, StoreError
 from coverslip.kernels.warm_up import KernelFamily, warm_up
-from coverslip.wsi.opening import slide_name, slide_paths
+from coverslip.wsi.naming import file_name, slide_name
+from coverslip.wsi.opening import slide_paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ class Run:
         """
         check_slide_encoders(self.config)
         _make_writable(self.output)
-        with Journal(self.output / "journal.jsonl") as journal:
+        keep = self.config.keep_identifiers
+        with Journal(self.output / "journal.jsonl", keep) as journal:
             journal.write("run", slides=len(self.slides), config=dataclasses.asdict(self.config))
             devices = devices_of(self.config.device)
             done: dict[str, SlideResult] = {}
@@ -84,9 +87,14 @@ class Run:
                 for path, slide_id in self.slides:
                     finished(process_or_explain(path, slide_id, context, debug))
             results = [done[slide_id] for _, slide_id in self.slides]
-            write_report(self.output, results, settings_as_toml(self.config))
+            write_report(self.output, results, settings_as_toml(self.config), keep)
             journal.write("run ended", counts=Counter(r.status for r in results))
         return results
+
+    @property
+    def remark(self) -> str:
+        """What a person should know of the slides' names, which stores are called after; or ""."""
+        return name_remark([path for path, _ in self.slides])
 
     def context(
         self, journal: Journal, device: str, *, observer: Observer, sharing: int = 1
@@ -113,29 +121,29 @@ def _warm_kernels(config: RunConfig) -> None:
 
 def process_or_explain(path: str, slide_id: str, context: RunContext, debug: bool) -> SlideResult:
     """One slide's row, whatever happens to it; bugs propagate where `debug`."""
-    context.journal.write("slide", slide=slide_id, file=Path(path).name)
+    context.journal.write("slide", slide=slide_id, file=file_name(path))
     try:
         result = process_slide(path, slide_id, context)
     except CoverslipError as error:
         if debug:
             context.journal.write("traceback", slide=slide_id, text=traceback.format_exc())
-        result = SlideResult(slide_id, Path(path).name, status="failed", reason=str(error))
+        result = SlideResult(slide_id, file_name(path), status="failed", reason=str(error))
     except Exception as error:
         if debug:
             raise
         context.journal.write("traceback", slide=slide_id, text=traceback.format_exc())
         reason = (
-            f"{Path(path).name}: unexpected {type(error).__name__}: {error}\n"
+            f"{file_name(path)}: unexpected {type(error).__name__}: {error}\n"
             "  this is a fault of the engine; run with --debug for the traceback"
         )
-        result = SlideResult(slide_id, Path(path).name, status="failed", reason=reason)
+        result = SlideResult(slide_id, file_name(path), status="failed", reason=reason)
     context.journal.write("slide ended", **dataclasses.asdict(result))
     return result
 
 
 def slide_ids(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """(path, id) for each: the file's stem, with a short hash of its place where stems collide."""
-    stems = [slide_name(path) for path in paths]
+    stems = [_safe(slide_name(path)) for path in paths]
     times = Counter(stem.casefold() for stem in stems)
     local = [os.path.abspath(p) for p in paths if "://" not in p]
     shared = os.path.commonpath([os.path.dirname(p) for p in local]) if local else ""
@@ -145,14 +153,16 @@ def slide_ids(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:
             place = path if "://" in path else os.path.relpath(os.path.abspath(path), shared)
             digest = hashlib.blake2b(os.fsencode(place), digest_size=4).hexdigest()
             stem = f"{stem}-{digest}"
-        ids.append((path, _safe(stem)))
+        ids.append((path, stem))
     return tuple(ids)
 
 
 def _safe(name: str) -> str:
-    """`name` as a folder name: separators, control characters and leading dots replaced."""
+    """`name` as a folder name: separators, control characters and leading dots replaced, and cut
+    where file systems would refuse its length."""
     kept = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)
-    return ("_" + kept[1:] if kept.startswith(".") else kept)[:160] or "_"
+    kept = "_" + kept[1:] if kept.startswith(".") else kept
+    return kept.encode()[:160].decode(errors="ignore") or "_"
 
 
 def _make_writable(folder: Path) -> None:

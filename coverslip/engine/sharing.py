@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coverslip.engine.journal import Journal
 from coverslip.engine.result import SlideResult
 from coverslip.errors import InvalidConfig
+from coverslip.wsi.naming import file_name
 
 if TYPE_CHECKING:
     from coverslip.engine.process import Observer
@@ -123,12 +123,12 @@ def _died(worker: _Worker, journal: Journal) -> SlideResult:
     code = worker.process.exitcode or 0
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     reason = (
-        f"{Path(path).name}: the process that worked on it on {worker.device} died ({how})\n"
+        f"{file_name(path)}: the process that worked on it on {worker.device} died ({how})\n"
         "  where the system ran out of memory, use fewer devices at once; what was finished is "
         "kept, and the next run goes on from there"
     )
     journal.write("process died", slide=slide_id, device=worker.device, how=how)
-    return SlideResult(slide_id, Path(path).name, status="failed", reason=reason)
+    return SlideResult(slide_id, file_name(path), status="failed", reason=reason)
 
 
 def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
@@ -146,7 +146,8 @@ def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
             said = time.monotonic()
             line.send((slide, stage, done, total))
 
-    with Journal(run.output / "journal.jsonl") as journal, contextlib.suppress(EOFError):
+    keep = run.config.keep_identifiers
+    with Journal(run.output / "journal.jsonl", keep) as journal, contextlib.suppress(EOFError):
         context = run.context(journal, device, observer=observe, sharing=sharing)
         _limit_threads(context.threads)
         while True:
