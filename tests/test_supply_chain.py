@@ -23,7 +23,7 @@ PACKAGE = Path(coverslip.__file__).parent
 REPOSITORY = PACKAGE.parent
 WEIGHTS = PACKAGE / "heads" / "weights"
 LITE0 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-EXTRAS = ("cloud", "dask", "text", "lite", "viewer", "cohort", "dev")
+EXTRAS = ("cloud", "dask", "text", "lite", "viewer", "cohort", "docs", "dev")
 
 
 def dangers(code: str) -> list[str]:
