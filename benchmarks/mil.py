@@ -18,7 +18,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 
 from coverslip.engine.bags import StoredBags
 from coverslip.engine.mil_folds import mean_embeddings
+from coverslip.mil.bags import Bags
 from coverslip.mil.baseline import fitted_probe
 from coverslip.mil.examples import MilExamples
 from coverslip.mil.figures import task_estimates
@@ -97,32 +98,50 @@ class Outcome:
     seconds: float
 
 
-def experiment(bags: SimulatedBags, labels: npt.NDArray[np.float64], model: str) -> Outcome:
-    """A model by cross-validation."""
-    targets = np.stack([labels, np.zeros(BAGS)], axis=1)[:, None]
-    names = np.array(bags.names)
-    folds = cross_validation(names, strata_of([TASK], targets), FOLDS)
-    said = np.zeros((BAGS, 2))
-    recalls: list[float] = []
-    began = time.perf_counter()
+def cross_validated(
+    bags: Bags,
+    labels: npt.NDArray[np.float64],
+    model: str,
+    splits: SplitConfig = FOLDS,
+    config: MilConfig = CONFIG,
+) -> tuple[npt.NDArray[np.float64], list[tuple[Fold, torch.nn.Module]]]:
+    """(logits [bags, 2] of every bag while it was held out, the network of each fold).
+
+    model   a name in the registry, or "baseline"
+    """
+    targets = np.stack([labels, np.zeros(len(labels))], axis=1)[:, None]
+    folds = cross_validation(np.array(bags.names), strata_of([TASK], targets), splits)
+    said, networks = np.zeros((len(labels), 2)), []
+    means = mean_embeddings(bags)
     for fold in folds:
         if model == "baseline":
-            means = mean_embeddings(bags)
             probe = fitted_probe(TASK, means, targets[:, 0], fold.train, fold.validation)
             said[fold.test] = probe.logits(means[fold.test])
             continue
         with tempfile.TemporaryDirectory() as folder:
-            config = MilConfig(**{**_settings(CONFIG), "model": model})
             training = MilTraining(
-                config, [TASK], MilExamples(bags, targets), fold, Path(folder), facts={},
-                device="cpu",
+                replace(config, model=model), [TASK], MilExamples(bags, targets), fold,
+                Path(folder), facts={}, device="cpu",
             )  # fmt: skip
             training.run()
         said[fold.test] = fold_predictions(training.network, bags, fold.test)
-        recalls += _recalls(training.network, bags, fold)
+        networks.append((fold, training.network))
+    return said, networks
+
+
+def auroc(bags: Bags, labels: npt.NDArray[np.float64], said: npt.NDArray[np.float64]) -> Estimate:
+    target = np.stack([labels, np.zeros(len(labels))], axis=1)
+    return task_estimates(TASK, TASK.prediction(said), target, np.array(bags.names))["auroc"]
+
+
+def experiment(bags: SimulatedBags, labels: npt.NDArray[np.float64], model: str) -> Outcome:
+    """A model by cross-validation."""
+    began = time.perf_counter()
+    said, networks = cross_validated(bags, labels, model)
     seconds = time.perf_counter() - began
-    auroc = task_estimates(TASK, TASK.prediction(said), targets[:, 0], names)["auroc"]
-    return Outcome(auroc, float(np.mean(recalls)) if recalls else float("nan"), seconds)
+    recalls = [found for fold, network in networks for found in _recalls(network, bags, fold)]
+    recall = float(np.mean(recalls)) if recalls else float("nan")
+    return Outcome(auroc(bags, labels, said), recall, seconds)
 
 
 def _recalls(network: torch.nn.Module, bags: SimulatedBags, fold: Fold) -> list[float]:
@@ -137,10 +156,6 @@ def _recalls(network: torch.nn.Module, bags: SimulatedBags, fold: Fold) -> list[
         top = np.argsort(-attention.numpy(), kind="stable")[:PLANTED]
         found.append(float(planted[top].mean()))
     return found
-
-
-def _settings(config: MilConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__slots__}
 
 
 def embeddings(stores: Path, slide: str) -> npt.NDArray[np.float32]:

@@ -13,7 +13,7 @@ from coverslip.cohort.morphometry import NOUNS
 from coverslip.engine.clinical import MatchedTable, number
 from coverslip.engine.export_stores import exported_files
 from coverslip.engine.table_text import Texts
-from coverslip.errors import CoverslipError, InvalidConfig, StoreError, UnknownName
+from coverslip.errors import CoverslipError, InvalidConfig, UnknownName
 from coverslip.tiling.store import SlideStore
 from coverslip.tiling.tissue import Tissue
 
@@ -23,26 +23,6 @@ if TYPE_CHECKING:
 
 LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
 WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
-
-
-def opened_stores(output: Path, made_by: str) -> tuple[dict[str, SlideStore], dict[str, str]]:
-    """The folder's stores by slide id, sorted, and those that cannot be opened, with the reason.
-
-    made_by   the command that writes what is wanted of them
-
-    Raises InvalidConfig where there is none at all.
-    """
-    paths = sorted(output.glob("*.zarr")) if output.is_dir() else []
-    if not paths:
-        raise InvalidConfig(f"{output}: no stores here; coverslip {made_by} writes them")
-    opened, left_out = {}, {}
-    for path in paths:
-        slide = path.name.removesuffix(".zarr")
-        try:
-            opened[slide] = SlideStore.open(path)
-        except StoreError as error:
-            left_out[slide] = error.problem
-    return opened, left_out
 
 
 def name_meant(

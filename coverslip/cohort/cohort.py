@@ -23,7 +23,6 @@ from coverslip.cohort.catalogue import (
     frame_of,
     name_meant,
     one_line,
-    opened_stores,
     parquet_files,
     recipe_remarks,
     slides_table,
@@ -36,6 +35,7 @@ from coverslip.cohort.tables import SqlLimits, open_tables, query_result
 from coverslip.engine.bags import open_bags
 from coverslip.engine.clinical import ClinicalTable, MatchedTable
 from coverslip.engine.exports import StoredSlide
+from coverslip.engine.opened_stores import opened_stores
 from coverslip.errors import CoverslipError, InvalidConfig, UnknownName
 from coverslip.tiling.store import SlideStore
 

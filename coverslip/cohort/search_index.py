@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import orjson
 
-from coverslip.cohort.catalogue import opened_stores
 from coverslip.encoders.search import (
     IndexRecord,
     Kind,
@@ -29,13 +28,14 @@ from coverslip.encoders.search import (
     build_index,
     read_record,
 )
-from coverslip.errors import InvalidConfig, StoreBusy, StoreError, UnknownName
+from coverslip.engine.bags import FEATURES, features_stage
+from coverslip.engine.opened_stores import opened_stores
+from coverslip.errors import StoreBusy, StoreError, UnknownName
 from coverslip.tiling.grid import TileGrid
 from coverslip.tiling.lock import lock
 from coverslip.tiling.store import SlideStore
 
 ROWS_READ = 4096
-FEATURES = "features/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ def open_cohort_index(
     there is nothing to index, or no telling which; StoreBusy; StoreError.
     """
     opened, left_out = opened_stores(output, "features")
-    stage = _stage(output, opened, encoder, grid)
+    stage = features_stage(output, opened, encoder, grid)
     makers: dict[str, MadeBy] = {}
     for slide, store in opened.items():
         if stage in store.stages(FEATURES):
@@ -144,28 +144,6 @@ def open_cohort_index(
                 _build(folder, stores, stage, maker, kind, lambda m: on_build(f"{m}: {why}"))
     index = VectorIndex.open(folder)
     return CohortIndex(output, name, index, stores, dict(sorted(left_out.items())))
-
-
-def _stage(output: Path, stores: Mapping[str, SlideStore], encoder: str, grid: str) -> str:
-    """The one features stage that is meant."""
-    names = {n.removeprefix(FEATURES) for s in stores.values() for n in s.stages(FEATURES)}
-    if not names:
-        raise InvalidConfig(f"{output}: holds no complete features; coverslip features makes them")
-    meant = [
-        name
-        for name in sorted(names)
-        if encoder in ("", name.rpartition("@")[0]) and grid in ("", name.rpartition("@")[2])
-    ]
-    if len(meant) == 1:
-        return FEATURES + meant[0]
-    if not meant:
-        asked = " and ".join(filter(None, (encoder, grid)))
-        raise InvalidConfig(
-            f"{output}: no features of {asked}; there are {', '.join(sorted(names))}"
-        )
-    raise InvalidConfig(
-        f"{output}: holds features of {', '.join(meant)}; name one with --encoder and --grid"
-    )
 
 
 def made_by(store: SlideStore, stage: str) -> MadeBy:

@@ -15,6 +15,7 @@ import numpy as np
 
 from coverslip.engine.bag_files import Corners, FileBags, Floats, Rows, open_bag_files
 from coverslip.engine.embedding_source import source_of_features
+from coverslip.engine.opened_stores import opened_stores
 from coverslip.errors import InvalidConfig, RecipeMismatch, StoreError, printable
 from coverslip.heads.tile_classifier import EmbeddingSource
 from coverslip.tiling.store import SlideStore
@@ -48,7 +49,7 @@ class StoredBags(FileBags):
         made alike), StoreError.
         """
         path = Path(fspath(folder))
-        stores, missing = _stores(path)
+        stores, missing = opened_stores(path, "features")
         stage = features_stage(path, stores, encoder, grid)
         arrays: dict[str, StoredRows] = {}
         sources: dict[str, EmbeddingSource] = {}
@@ -172,18 +173,6 @@ def features_stage(folder: Path, stores: Mapping[str, SlideStore], encoder: str,
     raise InvalidConfig(
         f"{folder}: holds features of {', '.join(meant)}; name one with --encoder and --grid"
     )
-
-
-def _stores(folder: Path) -> tuple[dict[str, SlideStore], dict[str, str]]:
-    """The folder's stores by slide, and those that cannot be opened, with the reason."""
-    opened, missing = {}, {}
-    for path in sorted(folder.glob("*.zarr")):
-        slide = path.name.removesuffix(".zarr")
-        try:
-            opened[slide] = SlideStore.open(path)
-        except StoreError as error:
-            missing[slide] = error.problem
-    return opened, missing
 
 
 def _why_without(store: SlideStore, stage: str) -> str:

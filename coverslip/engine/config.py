@@ -177,7 +177,10 @@ def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise InvalidConfig(f"no setting named {key!r}; known: {', '.join(sorted(fields))}")
         default = fields[name].default
         if isinstance(default, tuple):
-            value = (value,) if isinstance(value, str) else tuple(value)
+            named = [value] if isinstance(value, str) else value
+            if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+                raise InvalidConfig(f"{key} must be a name or a list of names, got {value!r}")
+            value = tuple(named)
         elif isinstance(default, float) or name == "assume_mpp":
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise InvalidConfig(f"{key} must be a number, got {value!r}")

@@ -35,6 +35,7 @@ from coverslip.export.hdf5 import (
 )
 from coverslip.export.parquet import write_nuclei_parquet, write_tiles_parquet
 from coverslip.tiling.grid import TileGrid
+from coverslip.tiling.shards import file_sum
 from coverslip.tiling.store import SlideStore
 from coverslip.tiling.tissue import Tissue
 from coverslip.wsi.slide import Box
@@ -163,7 +164,9 @@ def written_once(
         return False, files
     with store.stage(record, parameters, needs=needs) as writer:
         files = write()
-        writer.finish({"files": [file.relative_to(folder).as_posix() for file in files]})
+        names = [file.relative_to(folder).as_posix() for file in files]
+        sums = [list(file_sum(file)) for file in files]
+        writer.finish({"files": names, "sums": sums})
     return True, files
 
 

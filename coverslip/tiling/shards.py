@@ -28,6 +28,8 @@ ZSTD_LEVEL = {"zstd": 3, "lossless": 1}
 ABSENT = (2**64 - 1, 2**64 - 1)
 SUM_BYTES = 4
 """Of a checksum."""
+PIECE = 2**22
+"""Bytes of a file that are summed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +230,13 @@ def _summed(data: bytes) -> bytes:
 def crc32c(data: bytes | npt.NDArray[Any]) -> int:
     """Castagnoli's checksum, which ends a shard's index and a raw chunk."""
     return int(google_crc32c.value(data))
+
+
+def file_sum(path: Path) -> tuple[int, int]:
+    """(bytes, CRC32C) of a file; little of it is in memory at a time. Raises OSError."""
+    size = total = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            size += len(piece)
+            total = google_crc32c.extend(total, piece)
+    return size, total

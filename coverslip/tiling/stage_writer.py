@@ -23,7 +23,7 @@ import numpy.typing as npt
 import orjson
 
 from coverslip.durable import UNFINISHED, explained, flush_to_disk, replace_file, whole_file
-from coverslip.tiling.shards import ChunkCodec, RowArray, write_shard
+from coverslip.tiling.shards import ChunkCodec, RowArray, file_sum, write_shard
 
 BLOCKS = ".blocks"
 MERGED_CHUNK = 65_536
@@ -33,6 +33,8 @@ WIDE = 4
 """Values in a row for which there are as many rows as said."""
 STAGE_HASH = "coverslip_stage"
 """Attribute of a finished group: the hash of what decided it."""
+STAGE_FILES = "coverslip_files"
+"""Attribute of a finished group: its other files -> [bytes, CRC32C], for `verification`."""
 Columns = Mapping[str, npt.NDArray[Any]]
 
 
@@ -196,7 +198,9 @@ class StageWriter:
         with explained(self._final):
             replace_file(
                 self.path / "zarr.json",
-                group_bytes({**attributes, STAGE_HASH: self._hash}),
+                group_bytes(
+                    {**attributes, STAGE_HASH: self._hash, STAGE_FILES: self._files_on_disk()}
+                ),
             )
             # from here on the blocks are not needed, even if this process dies
             shutil.rmtree(self.path / BLOCKS, ignore_errors=True)
@@ -207,6 +211,16 @@ class StageWriter:
         self._on_complete()
         with explained(self._progress):
             self._progress.unlink(missing_ok=True)
+
+    def _files_on_disk(self) -> dict[str, list[int]]:
+        """Path in the group -> [bytes, CRC32C] of what will stay of it, but for its zarr.json."""
+        return {
+            path.relative_to(self.path).as_posix(): list(file_sum(path))
+            for path in sorted(self.path.rglob("*"))
+            if path.is_file()
+            and not path.name.startswith(UNFINISHED)
+            and path.relative_to(self.path).parts[0] not in (BLOCKS, "zarr.json")
+        }
 
     def _check_complete(self) -> None:
         for name, array in self._arrays.items():

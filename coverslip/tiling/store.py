@@ -22,9 +22,11 @@
   glands/<model>/, lumina/<model>/   the same columns
   image/                       OME-NGFF 0.5 pyramid
 
-A stage's record: {hash, parameters, needs {stage: hash}, software}. The hash covers the parameters,
+A stage's record: {hash, parameters, needs {stage: hash}, software, sum}. The hash covers the parameters,
 the stages it stands on and what decides the slide's pixels; a stage whose hash no longer fits is
-stale and is made again, and what stood on it is removed with it. Arrays are written in blocks (see
+stale and is made again, and what stood on it is removed with it. The sum is the CRC32C of the
+stage's zarr.json, which holds those of its other files; attributes.coverslip.sum is that of the
+rest of attributes.coverslip (see `verification`; older stores have neither). Arrays are written in blocks (see
 `stage_writer`). The store holds no clock time, host or path: the same run gives the same bytes.
 """
 
@@ -33,7 +35,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +45,7 @@ import orjson
 from coverslip import __version__
 from coverslip.durable import UNFINISHED, explained, flush_to_disk, replace_file
 from coverslip.errors import IncompleteStage, StoreError, StoreVersion
+from coverslip.tiling.shards import crc32c
 from coverslip.tiling.stage_writer import (
     StageWriter,
     group_bytes,
@@ -62,13 +65,17 @@ STAGE_NAME = re.compile(r"(?!\.)[^/\\\0]+(/(?!\.)[^/\\\0]+)*")
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """A complete stage: the hash of all that decided it, its own parameters, what it stands on."""
+    """A complete stage: the hash of all that decided it, its own parameters, what it stands on.
+
+    sum   CRC32C of its zarr.json; None where an earlier version wrote it
+    """
 
     name: str
     hash: str
     parameters: Mapping[str, Any]
     needs: Mapping[str, str]
     software: str
+    sum: int | None = None
 
 
 class SlideStore:
@@ -177,7 +184,8 @@ class SlideStore:
     def is_current(
         self, name: str, parameters: Mapping[str, Any], *, needs: Sequence[str] = ()
     ) -> bool:
-        """Whether the stage is complete with just these parameters and stands on current stages."""
+        """Whether the stage is there, complete with just these parameters, and stands on current
+        stages."""
         if any(need not in self._stages for need in needs):
             return False
         hash = self._hash(parameters, needs)
@@ -185,9 +193,26 @@ class SlideStore:
             # a crash fell between the rename and the record
             self._complete(name, hash, parameters, self._hashes(needs))
         current: bool = self._stages.get(name, {}).get("hash") == hash
+        current = current and (self.path / name / "zarr.json").exists()
         if current and progress_path(self.path / name).exists():
             progress_path(self.path / name).unlink()
         return current
+
+    def remove(self, names: Iterable[str]) -> list[str]:
+        """Remove stages and all that stands on them, so that they are made anew; call it under
+        `lock`. Returns what was removed, sorted.
+
+        Groups go before their records: a group without a record would be taken for one whose
+        record a crash has cost, a record without a group is not current.
+        """
+        gone = {stage for name in names for stage in self._invalidated(name, "")}
+        for stage in gone:
+            _discard(self.path / stage)
+            flush_to_disk((self.path / stage).parent)
+            self._stages.pop(stage, None)
+        if gone:
+            self._save()
+        return sorted(gone)
 
     def record(self, name: str) -> StageRecord:
         """Raises IncompleteStage."""
@@ -197,7 +222,12 @@ class SlideStore:
             )
         found = self._stages[name]
         return StageRecord(
-            name, found["hash"], found["parameters"], found["needs"], found["software"]
+            name,
+            found["hash"],
+            found["parameters"],
+            found["needs"],
+            found["software"],
+            found.get("sum"),
         )
 
     def state(self, name: str) -> Literal["absent", "partial", "complete"]:
@@ -256,11 +286,13 @@ class SlideStore:
             "parameters": dict(parameters),
             "needs": dict(needs),
             "software": f"coverslip {__version__}",
+            "sum": crc32c((self.path / name / "zarr.json").read_bytes()),
         }
         self._save()
 
     def _save(self) -> None:
         content = {"schema": SCHEMA, "slide": self.slide, "stages": self._stages}
+        content["sum"] = crc32c(json_bytes(content))
         replace_file(self.path / "zarr.json", group_bytes({"coverslip": content}))
 
     def _make_parents(self, name: str) -> None:

@@ -255,7 +255,7 @@ def _attention(store: SlideStore) -> Iterator[HeatLayer]:
             title, "attention", "attention", stage, grid, "attention", limits=spread(attention)
         )
         names = group.attrs["contribution_names"]
-        parts = np.asarray(group["contributions"][:]) if names else None
+        parts: Any = np.asarray(group["contributions"][:]) if names else None
         for number, name in enumerate(names):
             yield HeatLayer(
                 title, f"contribution: {name}", "attention", stage, grid, "contributions", number,
