@@ -38,7 +38,7 @@ BINS = 64
 """Along a density tile's side, so that each is 4 px wide."""
 MARGIN = 2
 """Bins around a tile that are counted too: smoothing sees no border."""
-FAINT, STRONG = 90, 230
+FAINT, STRONG = 0, 230
 """Opacity of the lowest and of the highest density, of 255."""
 
 
