@@ -1,21 +1,28 @@
 # make demo   the whole job on the slide in the package
 # make test   the test suite
 # make docs   this documentation as a site, in site/
+# make fuzz   our parsers under hostile bytes, FUZZ_SECONDS (60) each
 # make audit  what bandit says of the code, and whether the shipped weights are the recorded ones
 # All make .venv first (Python 3.11 to 3.13) and install what they need; a second run is quick.
 
 PYTHON ?= python3
+FUZZ_SECONDS ?= 60
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
-.PHONY: demo test lint audit docs bench clean
+.PHONY: demo test fuzz lint audit docs bench clean
 
 demo: $(READY)
 	$(BIN)/coverslip demo --output coverslip-demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+fuzz: $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt atheris \
+	  || echo "atheris does not install here: inputs are mutated without coverage"
+	$(BIN)/python fuzz/run.py --seconds $(FUZZ_SECONDS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 CoverslipError
 ├── SlideError               something about one slide file; carries .path
 │   ├── UnsupportedSlide         no reader recognises the file
+│   │   └── NotRgb                   its pixels are of a kind that would be shown wrongly
 │   ├── BrokenSlide              a reader recognises the file, but its structure is damaged
 │   ├── MissingMpp               the file does not say how large a pixel is
 │   ├── ImplausibleMpp           it says so, but no microscope makes such pixels
@@ -44,6 +45,10 @@ class SlideError(CoverslipError):
 
 class UnsupportedSlide(SlideError):
     """No reader recognises the file."""
+
+
+class NotRgb(UnsupportedSlide):
+    """Pixels that another reader would take, and show in wrong colours."""
 
 
 class BrokenSlide(SlideError):

@@ -252,6 +252,8 @@ def test_settings_survive_a_file(tmp_path: Path) -> None:
         ("mpp = true", "must be a number"),
         ("mpp = -1", "above 0"),
         ("tile = 'big'", "must be int"),
+        ("encoder = 5", "a name or a list of names"),
+        ("export = [['h5']]", "a name or a list of names"),
         ("x = [", "c.toml"),
     ):
         (tmp_path / "c.toml").write_text(text)

@@ -186,7 +186,9 @@ def test_a_read_that_hangs_is_killed(small_slide: Path, monkeypatch: pytest.Monk
         children.append(child)
         return child
 
-    slide = openslide_reader.open(small_slide, timeout_s=0.5)
+    slide = openslide_reader.open(small_slide)
+    slide._reader.timeout_s = 0.5
+    slide._reader.close()  # the child that opened it
     monkeypatch.setattr(guarded.subprocess, "Popen", hanging)
     started = time.monotonic()
     with pytest.raises(ReaderTimeout, match="--read-timeout"):
@@ -202,6 +204,8 @@ def test_a_read_that_hangs_is_killed(small_slide: Path, monkeypatch: pytest.Monk
 def test_a_crashing_library_is_one_bad_tile(
     small_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    slide = openslide_reader.open(small_slide)
+    slide._reader.close()  # the child that opened it
     original = guarded.subprocess.Popen
     crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
     monkeypatch.setattr(
@@ -210,7 +214,7 @@ def test_a_crashing_library_is_one_bad_tile(
         lambda arguments, **options: original([arguments[0], "-c", crash], **options),
     )
     with (
-        openslide_reader.open(small_slide) as slide,
+        slide,
         pytest.raises(UnreadableTile, match="status -11"),
     ):
         slide.decode_tile(0, 0, 0)

@@ -110,15 +110,16 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     try:
         with h5py.File(path, "r") as file:
             yield _datasets(path, file)
-    except (OSError, RuntimeError, KeyError) as error:  # h5py's words for damaged structures
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        # h5py's words for damaged structures
         raise StoreError(path, f"cannot be read as HDF5 ({error})") from None
 
 
 def _datasets(path: str, file: Any) -> tuple[Any, Any]:
     name = "feats" if "feats" in file else "features"
     held = {key: file[key] for key in (name, "coords") if key in file}
-    if len(held) < 2 or not all(hasattr(dataset, "dtype") for dataset in held.values()):
-        found = ", ".join(sorted(file)) or "nothing"
+    if len(held) < 2 or not all(hasattr(dataset, "shape") for dataset in held.values()):
+        found = ", ".join(sorted(map(str, file))) or "nothing"
         raise StoreError(
             path,
             f"holds {found}; wanted are the datasets features (or feats) and coords",

@@ -97,12 +97,12 @@ class HeadRecipe:
     training: dict[str, Any] = field(default_factory=dict)
 
     def network(self) -> Any:
-        """A new, untrained network. Raises UnknownName."""
+        """A new, untrained network. Raises UnknownName, and InvalidConfig where the architecture
+        is no class of networks: a file from a stranger must not have any function called."""
         place = ARCHITECTURES.get(self.architecture, self.architecture)
         if ":" not in place:
             raise UnknownName("head's architecture", self.architecture, ARCHITECTURES)
-        module, _, function = place.partition(":")
-        return getattr(import_module(module), function)(**self.arguments)
+        return network_class(place)(**self.arguments)
 
     def deciding(self) -> dict[str, Any]:
         """What decides the result, for a stage's hash; the weights have their own."""
@@ -114,6 +114,20 @@ class HeadRecipe:
             "normalisation": self.normalisation,
             "settings": self.settings,
         }
+
+
+def network_class(place: str) -> type[nn.Module]:
+    """The class of networks at "package.module:Class". Raises InvalidConfig for anything else."""
+    from torch import nn
+
+    module, _, name = place.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidConfig(f"architecture {place!r} cannot be had: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise InvalidConfig(f"architecture {place!r} is no network, and is not called")
+    return found
 
 
 def save_head(path: Path, recipe: HeadRecipe, network: nn.Module, dtype: Any = None) -> None:

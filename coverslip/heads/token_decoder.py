@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from coverslip.errors import InvalidConfig
 from coverslip.heads.hover_maps import FromHoverMaps, HoverMaps
+from coverslip.heads.recipe import network_class
 from coverslip.heads.segmentation import Labels
 from coverslip.heads.unet import convolutions
 
@@ -151,6 +152,8 @@ def encoder_of(name: str, arguments: Mapping[str, Any]) -> Any:
     try:
         if ":" not in place:
             return TimmTokens(name, **arguments)
+        if place not in ENCODERS.values():  # a file named it: called only if it is a network
+            return network_class(place)(**arguments)
         module, _, function = place.partition(":")
         return getattr(import_module(module), function)(**arguments)
     except (ImportError, AttributeError, TypeError, RuntimeError) as error:

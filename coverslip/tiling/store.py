@@ -22,12 +22,13 @@
   glands/<model>/, lumina/<model>/   the same columns
   image/                       OME-NGFF 0.5 pyramid
 
-A stage's record: {hash, parameters, needs {stage: hash}, software, sum}. The hash covers the parameters,
-the stages it stands on and what decides the slide's pixels; a stage whose hash no longer fits is
-stale and is made again, and what stood on it is removed with it. The sum is the CRC32C of the
-stage's zarr.json, which holds those of its other files; attributes.coverslip.sum is that of the
-rest of attributes.coverslip (see `verification`; older stores have neither). Arrays are written in blocks (see
-`stage_writer`). The store holds no clock time, host or path: the same run gives the same bytes.
+A stage's record: {hash, parameters, needs {stage: hash}, software, sum}. The hash covers the
+parameters, the stages it stands on and what decides the slide's pixels; a stage whose hash no
+longer fits is stale and is made again, and what stood on it is removed with it. The sum is the
+CRC32C of the stage's zarr.json, which holds those of its other files; attributes.coverslip.sum is
+that of the rest of attributes.coverslip (see `verification`; older stores have neither). Arrays are
+written in blocks (see `stage_writer`). The store holds no clock time, host or path: the same run
+gives the same bytes.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ __all__ = ["SlideStore", "StageRecord", "StageWriter"]
 SCHEMA = 1
 PIXEL_FACTS = ("fingerprint", "size", "mpp", "colour", "reader")
 """Facts of the slide that decide what any stage computes."""
+RECORD = {"hash", "parameters", "needs", "software"}
 STAGE_NAME = re.compile(r"(?!\.)[^/\\\0]+(/(?!\.)[^/\\\0]+)*")
 
 
@@ -107,7 +109,12 @@ class SlideStore:
                 "use the version of coverslip that wrote it, or another output folder",
             )
         try:
-            return cls(path, dict(content["slide"]), dict(content["stages"]))
+            stages = dict(content["stages"])
+            for name, record in stages.items():
+                # a name is a path under the store, which `stage` may remove
+                if not STAGE_NAME.fullmatch(name) or not dict(record).keys() >= RECORD:
+                    raise ValueError(f"{name!r} is no record of a stage")
+            return cls(path, dict(content["slide"]), stages)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(path, f"its zarr.json cannot be read ({error!r})") from None
 
@@ -205,14 +212,18 @@ class SlideStore:
         Groups go before their records: a group without a record would be taken for one whose
         record a crash has cost, a record without a group is not current.
         """
-        gone = {stage for name in names for stage in self._invalidated(name, "")}
+        gone = self.standing_on(names)
         for stage in gone:
             _discard(self.path / stage)
             flush_to_disk((self.path / stage).parent)
             self._stages.pop(stage, None)
         if gone:
             self._save()
-        return sorted(gone)
+        return gone
+
+    def standing_on(self, names: Iterable[str]) -> list[str]:
+        """Complete stages among `names`, and all that stands on them, sorted."""
+        return sorted({stage for name in names for stage in self._invalidated(name, "")})
 
     def record(self, name: str) -> StageRecord:
         """Raises IncompleteStage."""

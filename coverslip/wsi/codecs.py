@@ -7,6 +7,7 @@ the GIL. All raise ValueError (or a subclass) for bytes that cannot be decoded.
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -121,6 +122,9 @@ class Jpeg2000Codec:
         """imagecodecs: without the GIL, but only at full resolution."""
         from imagecodecs import jpeg2k_decode
 
+        if (claimed := jpeg2000_size(data)) != self.size:
+            wanted = f"{self.size[0]} x {self.size[1]}"
+            raise ValueError(f"the stream says {claimed[0]} x {claimed[1]} px, not {wanted}")
         pixels = np.asarray(jpeg2k_decode(data))
         expected = (self.size[1], self.size[0], 3)
         if pixels.shape != expected or pixels.dtype != np.uint8:
@@ -139,6 +143,16 @@ class Jpeg2000Codec:
             raise ValueError(f"JPEG 2000 with {image.mode} components")
         image.reduce = reduction  # type: ignore[method-assign, assignment]
         return np.asarray(image)
+
+
+def jpeg2000_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that a codestream's SIZ segment announces; (0, 0) if unreadable."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    if at < 0 or len(data) < at + 24:
+        return 0, 0
+    # SIZ: SOC and marker (4), length (2), capabilities (2), then the grid's and the image's corners
+    right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
+    return max(right - left, 0), max(bottom - top, 0)
 
 
 def jpeg2000_levels(data: bytes) -> int:

@@ -1,12 +1,15 @@
 """Reading through a library that may hang or crash, in a process that can be killed.
 
-The child speaks over two pipes: a request of five integers in, a header and raw RGB out. It ends
-when its standard input closes, so it never outlives its parent. A child that does not answer in
-time is killed and the next read gets a fresh one.
+The child speaks over two pipes: a request of five integers in, a header and raw RGB out, or JSON
+where the request asks what the slide is. It ends when its standard input closes, so it never
+outlives its parent. A child that does not answer in time is killed and the next read gets a fresh
+one.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import select
 import struct
@@ -14,14 +17,15 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from coverslip.wsi.slide import RGB
 
 REQUEST = struct.Struct("<5q")  # level, x, y (level-0 px), width, height (level px)
-ANSWER = struct.Struct("<?q")  # worked, bytes that follow (pixels, or the error's text)
+ANSWER = struct.Struct("<?q")  # worked, bytes that follow (pixels, JSON, or the error's text)
+DESCRIBE = REQUEST.pack(-1, 0, 0, 0, 0)
 
 
 class ReadFailed(Exception):
@@ -45,21 +49,32 @@ class GuardedReader:
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(most)
 
+    def describe(self) -> dict[str, Any]:
+        """What `RegionReader.describe` says of the slide. Raises as `read`.
+
+        The child stays for the first read.
+        """
+        facts: dict[str, Any] = json.loads(self._answer(DESCRIBE))
+        return {**facts, "profile": base64.b64decode(facts["profile"]) or None}
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """(height, width, 3) RGB. Raises ReadFailed, ReadTimedOut; the next read is sound again."""
+        payload = self._answer(REQUEST.pack(level, x, y, width, height))
+        return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
+
+    def _answer(self, request: bytes) -> bytes:
         with self._places:
             child = self._child()
             try:
-                pixels = self._ask(child, REQUEST.pack(level, x, y, width, height))
+                worked, payload = self._ask(child, request)
             except BaseException:
                 _kill(child)
                 raise
             with self._lock:
                 self._idle.append(child)
-        worked, payload = pixels
         if not worked:
             raise ReadFailed(payload.decode(errors="replace"))
-        return np.frombuffer(payload, np.uint8).reshape(height, width, 3)
+        return payload
 
     def _child(self) -> subprocess.Popen[bytes]:
         with self._lock:
@@ -120,10 +135,16 @@ def serve(path: str) -> None:
     from coverslip.wsi.openslide_reader import RegionReader
 
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    reader = RegionReader(path)
+    reader = None
     while request := source.read(REQUEST.size):
         try:
-            payload = reader.read(*REQUEST.unpack(request)).tobytes()
+            reader = reader or RegionReader(path)
+            if request == DESCRIBE:
+                facts = reader.describe()
+                profile = base64.b64encode(facts["profile"]).decode()
+                payload = json.dumps({**facts, "profile": profile}).encode()
+            else:
+                payload = reader.read(*REQUEST.unpack(request)).tobytes()
             worked = True
         except Exception as error:
             payload, worked = f"{type(error).__name__}: {error}".encode(), False

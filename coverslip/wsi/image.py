@@ -14,6 +14,8 @@ from coverslip.wsi.slide import RGB, Box, Level, Slide
 
 TILE = 512
 MAX_PIXELS = 2**29
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "JPEG2000", "GIF", "WEBP", "PPM", "TIFF")
+"""Of Pillow's; among the others are some that start a program, as PostScript does."""
 CONVERTED = {"RGB", "RGBA", "L", "LA", "P", "1"}
 """Pillow modes that become RGB without guessing; transparent pixels lie over white."""
 
@@ -22,12 +24,12 @@ def can_read(path: str | PathLike[str]) -> bool:
     """Whether Pillow recognises the file's content."""
     from PIL import Image
 
-    if "://" in fspath(path):
-        return False
+    if "://" in fspath(path) or fspath(path).lower().endswith(".mrxs"):
+        return False  # the picture in an .mrxs is a preview; its pixels lie in the folder beside
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return image.format != "TIFF"  # the TIFF readers know better what they refuse
     except Image.DecompressionBombError:
         return True
@@ -53,12 +55,14 @@ class ImageSlide(Slide):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
+                with Image.open(path, formats=FORMATS) as image:
                     self._pixels = _rgb(path, image)
                     self.icc_profile = image.info.get("icc_profile")
                     self.properties = _properties(image)
         except (UnsupportedSlide, BrokenSlide):
             raise
+        except Image.DecompressionBombError as error:
+            raise _too_large(path, str(error)) from None
         except Exception as error:
             raise BrokenSlide(
                 path, f"the image cannot be decoded ({error})", "the file is damaged; copy it again"
@@ -82,11 +86,7 @@ def _rgb(path: str, image: Any) -> RGB:
 
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise BrokenSlide(
-            path,
-            f"a plain image of {width:,} x {height:,} px is too large to hold in memory",
-            "convert it to a tiled TIFF, for example with vips tiffsave --tile --pyramid",
-        )
+        raise _too_large(path, f"{width:,} x {height:,} px")
     if image.mode not in CONVERTED:
         raise UnsupportedSlide(
             path, f"its pixels are {image.mode} ({image.format}), not 8-bit RGB", "convert it first"
@@ -95,6 +95,14 @@ def _rgb(path: str, image: Any) -> RGB:
         over = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(over, image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
+
+
+def _too_large(path: str, claimed: str) -> BrokenSlide:
+    return BrokenSlide(
+        path,
+        f"is too large for a plain image that is held in memory ({claimed})",
+        "convert it to a tiled TIFF, for example with vips tiffsave --tile --pyramid",
+    )
 
 
 def _properties(image: Any) -> dict[str, str]:

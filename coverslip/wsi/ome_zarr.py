@@ -12,6 +12,7 @@ from coverslip.errors import BrokenSlide, UnreadableTile, UnsupportedSlide
 from coverslip.wsi.naming import slide_name
 from coverslip.wsi.pixel_size import UNITS
 from coverslip.wsi.slide import RGB, Box, Level, PixelSize, Slide
+from coverslip.wsi.zarr_limits import check_array, check_chunk, check_metadata
 
 METADATA = ("zarr.json", ".zattrs", ".zgroup")
 
@@ -38,32 +39,38 @@ class OmeZarrSlide(Slide):
 
         self.path, self.name = path, slide_name(path)
         try:
+            check_metadata(path)
             group = zarr.open_group(path, mode="r")
             attributes = dict(group.attrs)
         except Exception as error:
             raise BrokenSlide(path, f"its Zarr metadata cannot be read ({error})") from None
         ome: Any = attributes.get("ome", attributes)
         multiscales = ome.get("multiscales") if isinstance(ome, dict) else None
-        if not multiscales:
+        if multiscales is None:
             raise UnsupportedSlide(path, "holds no OME-NGFF multiscale image")
         try:
             self._read(group, multiscales[0])
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        except UnsupportedSlide:
+            raise
+        except Exception as error:  # zarr raises many kinds over damaged metadata
             raise BrokenSlide(path, f"its OME-NGFF metadata are damaged ({error!r})") from None
-        self.properties = {
-            "ome-ngff.version": str(ome.get("version", multiscales[0].get("version")))
-        }
+        version = ome.get("version", multiscales[0].get("version"))
+        self.properties = {"ome-ngff.version": str(version)}
         self.bounds = Box(0, 0, *self.levels[0].size)
 
     def _read(self, group: Any, multiscale: Any) -> None:
         axes = [a["name"] if isinstance(a, dict) else a for a in multiscale["axes"]]
         units = {a["name"]: a.get("unit", "") for a in multiscale["axes"] if isinstance(a, dict)}
         self._axes = axes
-        self._arrays = [group[d["path"]] for d in multiscale["datasets"]]
+        self._arrays = [self._array(group, d["path"]) for d in multiscale["datasets"]]
+        if not self._arrays:
+            raise ValueError("it has no level")
         scales = [_scale(dataset) for dataset in multiscale["datasets"]]
         y, x, c = axes.index("y"), axes.index("x"), axes.index("c")
         levels = []
         for array, scale in zip(self._arrays, scales, strict=True):
+            if array.ndim != len(axes):
+                raise ValueError(f"{len(axes)} axes over {array.ndim} dimensions")
             if array.dtype != np.uint8 or array.shape[c] != 3:
                 raise UnsupportedSlide(
                     self.path, f"its pixels are {array.shape[c]} channels of {array.dtype}, not RGB"
@@ -81,6 +88,12 @@ class OmeZarrSlide(Slide):
             else None
         )
 
+    def _array(self, group: Any, place: str) -> Any:
+        check_metadata(os.path.join(self.path, place))
+        array = group[place]
+        check_array(array)
+        return array
+
     def decode_tile(self, level: int, column: int, row: int, reduction: int = 0) -> RGB | None:
         width, height = self.levels[level].tile
         ranges = {
@@ -88,7 +101,10 @@ class OmeZarrSlide(Slide):
             "y": slice(row * height, (row + 1) * height),
             "c": slice(0, 3),
         }
+        chunk = {"x": column, "y": row}
         try:
+            place = tuple(chunk.get(axis, 0) for axis in self._axes)
+            check_chunk(self.path, self._arrays[level], place)
             part = np.asarray(self._arrays[level][tuple(ranges.get(a, 0) for a in self._axes)])
         except Exception as error:
             raise UnreadableTile(self.path, level, column, row, str(error)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -17,6 +18,7 @@ from coverslip.errors import (
     BrokenSlide,
     InvalidConfig,
     MissingMpp,
+    NotRgb,
     SlideError,
     UnknownName,
     UnsupportedSlide,
@@ -109,6 +111,8 @@ def _open(path: str, reader: str | None, read_timeout_s: float) -> Slide:
                 return module.open(path)  # type: ignore[no-any-return]
         except SlideError as error:
             refusals.append(error)
+            if isinstance(error, NotRgb):
+                break
     broken = [error for error in refusals if isinstance(error, BrokenSlide)]
     if broken or refusals:
         raise (broken or refusals)[0]
@@ -126,6 +130,15 @@ def _check_file(path: str) -> None:
             ):
                 raise UnsupportedSlide(path, "is a folder, not a slide", "name the slides in it")
             return
+        # a pipe would be waited for, a device may never end
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UnsupportedSlide(path, "is no ordinary file (a pipe, socket or device)")
+        if path.lower().endswith(".mrxs") and not os.path.isdir(os.path.splitext(path)[0]):
+            raise BrokenSlide(
+                path,
+                "the folder of its name, which holds its pixels, is not beside it",
+                "copy both",
+            )
         with open(path, "rb") as file:
             if not file.read(1):
                 raise BrokenSlide(path, "is empty (0 bytes)", "copy it again")

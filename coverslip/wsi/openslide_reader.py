@@ -1,13 +1,15 @@
 """Everything OpenSlide knows that the native readers do not: MRXS, NDPI, SCN, VMS, BIF, DICOM...
 
-Slides are cut into square virtual tiles. Reads happen in a child process (`guarded`), because some
-damaged files make the library hang; any error there reopens the handle, so that one bad tile never
-poisons the rest.
+Slides are cut into square virtual tiles. Opening and reading happen in a child process (`guarded`),
+because some damaged files make the library hang or crash; any error there reopens the handle, so
+that one bad tile never poisons the rest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike, fspath
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +52,18 @@ class RegionReader:
         colour = self._handle.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "ffffff")
         self._background = np.array([int(colour[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
 
+    def describe(self) -> dict[str, Any]:
+        """properties, associated images' names, levels (width, height, downsample), ICC profile."""
+        handle = self._handle
+        profile = handle.color_profile
+        sizes = zip(handle.level_dimensions, handle.level_downsamples, strict=True)
+        return {
+            "properties": dict(handle.properties),
+            "associated": list(handle.associated_images),
+            "levels": [(width, height, ratio) for (width, height), ratio in sizes],
+            "profile": b"" if profile is None else profile.tobytes(),
+        }
+
     def read(self, level: int, x: int, y: int, width: int, height: int) -> RGB:
         """x, y in level-0 px; width, height in the level's. Raises OpenSlideError."""
         try:
@@ -76,33 +90,29 @@ class OpenSlideSlide(Slide):
     reader = "openslide"
 
     def __init__(self, path: str, timeout_s: float) -> None:
-        import openslide
-        from PIL.ImageCms import PyCMSError
-
         self.path, self.name = path, slide_name(path)
-        try:
-            with openslide.OpenSlide(path) as handle:
-                properties = dict(handle.properties)
-                self.associated = tuple(handle.associated_images)
-                dimensions = handle.level_dimensions
-                downsamples = handle.level_downsamples
-                profile = handle.color_profile
-        except openslide.OpenSlideUnsupportedFormatError as error:
-            raise UnsupportedSlide(path, f"OpenSlide does not read it ({error})") from None
-        except (openslide.OpenSlideError, OSError, PyCMSError) as error:
-            raise BrokenSlide(
-                path, f"OpenSlide cannot open it ({error})", "the file is damaged; copy it again"
-            ) from None
-        self.vendor = properties.get("openslide.vendor", "unknown")
-        self.properties = properties
-        self.icc_profile = None if profile is None else profile.tobytes()
-        self.levels = tuple(
-            Level(size, (ratio, ratio), (TILE, TILE))
-            for size, ratio in zip(dimensions, downsamples, strict=True)
-        )
-        self.bounds = _bounds(properties, dimensions[0])
-        self.pixel_size = None
         self._reader = GuardedReader(path, timeout_s)
+        try:
+            facts = self._reader.describe()
+            self.properties = facts["properties"]
+            self.associated = tuple(facts["associated"])
+            self.levels = tuple(
+                Level((width, height), (ratio, ratio), (TILE, TILE))
+                for width, height, ratio in facts["levels"]
+            )
+        except ReadFailed as error:
+            self.close()
+            raise _refusal(path, str(error)) from None
+        except ReadTimedOut:
+            raise ReaderTimeout(
+                path,
+                f"OpenSlide did not open it within {timeout_s:g} s; its process was killed",
+                "the file is damaged; copy it again, or allow more with --read-timeout",
+            ) from None
+        self.vendor = self.properties.get("openslide.vendor", "unknown")
+        self.icc_profile = facts["profile"]
+        self.bounds = _bounds(self.properties, self.size)
+        self.pixel_size = None
 
     def decode_tile(self, level: int, column: int, row: int, reduction: int = 0) -> RGB | None:
         ratio = self.levels[level].downsample[0]
@@ -129,7 +139,19 @@ class OpenSlideSlide(Slide):
         self._reader.close()
 
 
-def _bounds(properties: dict[str, str], size: tuple[int, int]) -> Box:
+def _refusal(path: str, problem: str) -> UnsupportedSlide | BrokenSlide:
+    """What an answer of the form "kind of exception: its text" means for the slide."""
+    kind, _, told = problem.partition(": ")
+    if kind == "OpenSlideUnsupportedFormatError":
+        return UnsupportedSlide(path, f"OpenSlide does not read it ({told})")
+    return BrokenSlide(
+        path,
+        f"OpenSlide cannot open it ({told or problem})",
+        "the file is damaged; copy it again",
+    )
+
+
+def _bounds(properties: Mapping[str, str], size: tuple[int, int]) -> Box:
     """`openslide.bounds-*`, or the whole slide where they are absent or mean nothing."""
     try:
         x, y, w, h = (

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.errors import BrokenSlide, UnreadableTile, UnsupportedSlide
+from coverslip.errors import BrokenSlide, NotRgb, UnreadableTile, UnsupportedSlide
 from coverslip.wsi.codecs import Codec, Jpeg2000Codec, JpegCodec, SegmentCodec, jpeg2000_levels
 from coverslip.wsi.naming import slide_name
 from coverslip.wsi.slide import RGB, Box, Level, Slide
@@ -25,6 +25,7 @@ from coverslip.wsi.tiff_directories import check_directories, is_tiff
 from coverslip.wsi.tile_comments import without_comments
 
 JPEG, JPEG2000 = {7}, {33003, 33005, 33004, 34712}
+CIELAB = {8, 9, 10}
 MAX_SIDE = 2**24
 MAX_TILES = 2**26
 MAX_TILE_AREA = 2**28
@@ -325,8 +326,15 @@ def _strip(page: Any) -> tuple[int, int]:
 
 
 def _conversion(path: str, page: Any) -> Callable[[npt.NDArray[Any]], RGB]:
-    """From the page's samples to RGB. Raises UnsupportedSlide, naming what the pixels are."""
+    """From the page's samples to RGB. Raises UnsupportedSlide, naming what the pixels are, and
+    NotRgb where OpenSlide would show one channel of many as grey, or CIE L*a*b* discoloured."""
     samples, bits = int(page.samplesperpixel), page.bitspersample
+    if int(page.photometric) in (0, 1) and samples > 4:
+        raise NotRgb(path, f"its pixels are {samples} channels, not RGB", "convert it first")
+    if int(page.photometric) in CIELAB:
+        raise NotRgb(path, "its pixels are CIE L*a*b*, not RGB", "convert it first")
+    if int(page.photometric) == 3 and page.colormap is None:
+        raise NotRgb(path, "its pixels are numbers of a palette that is not there")
     if page.dtype != np.uint8 or bits != 8:
         raise UnsupportedSlide(
             path,
@@ -341,7 +349,7 @@ def _conversion(path: str, page: Any) -> Callable[[npt.NDArray[Any]], RGB]:
         return lambda image: _grey(_one_channel(image), inverted=photometric == 0)
     if samples in (3, 4) and photometric in (2, 6):
         return lambda image: np.ascontiguousarray(image[..., :3])
-    kind = {5: "CMYK", 8: "CIELAB"}.get(photometric, f"photometric {photometric}")
+    kind = {5: "CMYK"}.get(photometric, f"photometric {photometric}")
     raise UnsupportedSlide(path, f"its pixels are {kind} with {samples} samples, not RGB")
 
 
@@ -380,7 +388,7 @@ def _properties(vendor: str, page: Any) -> dict[str, str]:
         found |= {f"aperio.{k.strip()}": v.strip() for k, sign, v in pairs if sign}
     if vendor == "philips":
         spacing = re.search(
-            r'Name="DICOM_PIXEL_SPACING"[^>]*>\s*&?(?:quot;|")?([\d.eE+-]+)"?\s+"?([\d.eE+-]+)',
+            r'Name="DICOM_PIXEL_SPACING"[^>]{0,400}>\s*&?(?:quot;|")?([\d.eE+-]+)"?\s+"?([\d.eE+-]+)',
             description.replace("&quot;", '"'),
         )
         if spacing:
