@@ -16,8 +16,9 @@ READY  := $(VENV)/.installed
 demo: $(READY)
 	$(BIN)/coverslip demo --output coverslip-demo
 
+# two processes, a file of tests each at a time; with torch's own threads they would wait for one another
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 fuzz: $(READY)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt atheris \

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from coverslip.errors import StoreError
 
 UNFINISHED = ".writing-"
-"""How the names of files begin that a killed process may leave behind."""
+"""How the names of files begin that a killed process may leave behind; host and process follow."""
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -26,8 +28,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     StoreError naming the path where the disk is full or the folder is not writable.
     """
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=UNFINISHED, suffix=path.suffix)
+        make_folder(path.parent)
+        prefix = unfinished_prefix()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
         os.close(handle)
         aside = Path(name)
         try:
@@ -39,6 +42,41 @@ def whole_file(path: Path) -> Iterator[Path]:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are absent, so that they outlast a power cut."""
+    absent = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(absent):
+        flush_to_disk(each.parent)
+
+
+def unfinished_prefix() -> str:
+    """How names begin of what this process has not finished writing."""
+    return f"{UNFINISHED}{_host()}.{os.getpid()}-"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes of this host that are gone left unfinished in a folder, not below it.
+
+    Other hosts' files stay: whether their processes live cannot be told from here.
+    """
+    if not folder.is_dir():
+        return
+    import psutil
+
+    ours = f"{UNFINISHED}{_host()}."
+    with explained(folder):
+        for path in folder.glob(f"{ours}*"):
+            pid = path.name.removeprefix(ours).partition("-")[0]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """This host's name as a few digits: files that are seen name no machine."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -6,7 +6,8 @@ that name is a command of commands, such as `coverslip train`. Files without eit
 commands. A command imports what is heavy inside its function, raises CoverslipError for trouble
 with the user's data, and `typer.Exit(1)` where only a part went wrong.
 
-Exit codes: 0 all done, 1 something failed and was reported, 2 the command line means nothing.
+Exit codes: 0 all done, 1 something failed and was reported, 2 the command line means nothing; of
+a run that is told to stop 130 (SIGINT) or 143 (SIGTERM).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Annotated
 import typer
 
 from coverslip import __version__
+from coverslip.cli.stopping import Stopped
 from coverslip.errors import CoverslipError, InvalidConfig, printable
 
 
@@ -42,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         typer.main.get_command(_program(own))(arguments, prog_name="coverslip")
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
+    except Stopped as stopped:
+        _report(f"{stopped}\n  what is on disk stays: the same command goes on from there", debug)
+        return stopped.code
     except InvalidConfig as error:
         _report(str(error), debug)
         return 2

@@ -44,14 +44,18 @@ def execute(
     json: bool,
     debug: bool,
 ) -> None:
-    """Run, show progress, print the summary (or JSON); exit code 1 where a slide failed."""
+    """Run, show progress, print the summary (or JSON); exit code 1 where a slide failed.
+
+    Raises Stopped.
+    """
     from coverslip.cli.progress import RunProgress, summary
+    from coverslip.cli.stopping import stoppable
     from coverslip.engine.run import Run
 
     job = Run.over(slides, output, settings, recursive=recursive)
     if job.remark:
         print(f"coverslip: {job.remark}", file=sys.stderr)
-    with RunProgress(total=len(job.slides), shown=not json) as progress:
+    with stoppable(), RunProgress(total=len(job.slides), shown=not json) as progress:
         results = job.execute(observer=progress.observe, on_result=progress.finished, debug=debug)
     for result in results if json else ():
         print_json(asdict(result))

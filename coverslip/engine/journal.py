@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import orjson
 
+from coverslip.durable import explained
 from coverslip.engine.disclosure import PATHS, disclosed
 
 
@@ -34,13 +35,14 @@ class Journal:
                 self._file.write(b"\n")
 
     def write(self, event: str, **facts: Any) -> None:
-        """Append one event; on disk when this returns."""
+        """Append one event; on disk when this returns. Raises StoreError."""
         content = {"time": round(time.time(), 3), "event": event, **facts}
         line = orjson.dumps(_encodable(content), default=str)
         if PATHS not in self._keep:
             line = orjson.dumps(disclosed(orjson.loads(line), self._keep))
-        self._file.write(line + b"\n")
-        os.fsync(self._file.fileno())
+        with explained(self.path):
+            self._file.write(line + b"\n")
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

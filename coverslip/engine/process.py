@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coverslip.durable import replace_file
+from coverslip.durable import remove_unfinished, replace_file
 from coverslip.engine.clock import Clock
 from coverslip.engine.config import RunConfig
 from coverslip.engine.disclosure import kept_properties
@@ -125,6 +125,9 @@ def process_slide(path: str, slide_id: str, context: RunContext) -> SlideResult:
     store_path = context.output / f"{slide_id}.zarr"
     with clock("opening"), open_for_run(path, context.config) as slide, lock(store_path):
         _describe(slide, result)
+        pictures = context.output / "report" / slide_id
+        remove_unfinished(pictures)
+        remove_unfinished(pictures / "maps")
         facts = {**slide_facts(slide), "fingerprint": fingerprint(path)}
         if kept := kept_properties(slide.properties, context.config.keep_identifiers):
             facts["identifiers"] = kept

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from coverslip.durable import make_folder, remove_unfinished, unfinished_prefix
 from coverslip.engine.config import RunConfig
 from coverslip.engine.disclosure import name_remark
+from coverslip.engine.exports import WRITERS
 from coverslip.engine.journal import Journal
 from coverslip.engine.process import Observer, RunContext, process_slide
 from coverslip.engine.processors import available_processors
@@ -22,6 +24,7 @@ from coverslip.engine.sharing import devices_of, share_slides
 from coverslip.engine.slide_stage import check_slide_encoders
 from coverslip.errors import CoverslipError, StoreError
 from coverslip.kernels.warm_up import KernelFamily, warm_up
+from coverslip.tiling.lock import remove_abandoned_claims
 from coverslip.wsi.naming import file_name, slide_name
 from coverslip.wsi.opening import slide_paths
 
@@ -69,6 +72,7 @@ class Run:
         """
         check_slide_encoders(self.config)
         _make_writable(self.output)
+        _clear_up(self.output)
         keep = self.config.keep_identifiers
         with Journal(self.output / "journal.jsonl", keep) as journal:
             journal.write("run", slides=len(self.slides), config=dataclasses.asdict(self.config))
@@ -167,14 +171,23 @@ def _safe(name: str) -> str:
 
 def _make_writable(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
+        make_folder(folder)
+        probe = folder / f"{unfinished_prefix()}probe"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise StoreError(
             folder, f"cannot be written: {error.strerror or error}", "choose another folder with -o"
         ) from None
+
+
+def _clear_up(folder: Path) -> None:
+    """Remove what killed processes left half written outside the stores, which see to theirs."""
+    remove_unfinished(folder)
+    remove_abandoned_claims(folder)
+    for exported in WRITERS:
+        for below, _, _ in os.walk(folder / exported):
+            remove_unfinished(Path(below))
 
 
 def settings_as_toml(config: RunConfig) -> str:

@@ -76,12 +76,7 @@ def lock(store: Path, *, stale_s: float = STALE_S) -> Iterator[None]:
 
 
 def _acquire(path: Path, token: str, stale_s: float) -> None:
-    claim = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": _process_started(os.getpid()),
-        "token": token,
-    }
+    claim = _own_claim(token)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(8):
@@ -94,6 +89,15 @@ def _acquire(path: Path, token: str, stale_s: float) -> None:
                 file.write(orjson.dumps(claim))
             return
     raise StoreBusy(path, "is taken and freed faster than it can be claimed", "try again")
+
+
+def _own_claim(token: str) -> Claim:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": _process_started(os.getpid()),
+        "token": token,
+    }
 
 
 def _remove_if_dead(path: Path, stale_s: float) -> None:
@@ -131,19 +135,33 @@ def _remove(path: Path, token: str) -> None:
     """
     claim = path.with_name(f".{path.name}.{token}.removing")
     try:
-        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - claim.stat().st_mtime > CLAIM_S:
-                claim.unlink()
+        _remove_if_abandoned(claim)
         time.sleep(0.05)
         return
     try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(orjson.dumps(_own_claim(token)))
         with contextlib.suppress(FileNotFoundError):
             if str(_read(path).get("token", "")) == token:
                 path.unlink()
     finally:
         claim.unlink(missing_ok=True)
+
+
+def remove_abandoned_claims(folder: Path) -> None:
+    """Remove claims on the locks in a folder that killed processes left. Raises StoreError."""
+    with explained(folder):
+        for claim in folder.glob(".*.lock.*.removing"):
+            _remove_if_abandoned(claim)
+
+
+def _remove_if_abandoned(claim: Path) -> None:
+    """The age counts either way: after a jump of the clock it may lie in the future."""
+    with contextlib.suppress(FileNotFoundError):
+        if _gone(_read(claim)) or abs(time.time() - claim.stat().st_mtime) > CLAIM_S:
+            claim.unlink()
 
 
 def _read(path: Path) -> Claim:
