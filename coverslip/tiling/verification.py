@@ -87,9 +87,9 @@ def stage_findings(store: SlideStore, stage: str, *, decode: bool = True) -> lis
     if attributes.get(STAGE_HASH) != record.hash:
         return [Finding(stage, own, "belongs to another result than the store records")]
     found = list(_need_findings(store, stage))
-    sums = attributes.get(STAGE_FILES)
-    summed = record.sum is not None and isinstance(sums, dict)
-    if summed:
+    sums = attributes.get(STAGE_FILES) if record.sum is not None else None
+    summed = isinstance(sums, dict)
+    if isinstance(sums, dict):
         found += _file_findings(store.path, stage, sums)
     else:
         text = "was written without checksums: only what cannot be decoded would be seen"
