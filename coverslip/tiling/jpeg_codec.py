@@ -9,6 +9,7 @@ chroma subsampling, so tiles of a JPEG slide can be chunks as they are.
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -48,9 +49,13 @@ class JpegChunks(ArrayBytesCodec):
         return await asyncio.to_thread(self._encode_sync, chunk_array, chunk_spec)
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        from simplejpeg import decode_jpeg
+        from simplejpeg import decode_jpeg, decode_jpeg_header
 
-        image = decode_jpeg(chunk_bytes.to_bytes())
+        data = chunk_bytes.to_bytes()
+        height, width = decode_jpeg_header(data)[:2]
+        if 3 * height * width != math.prod(chunk_spec.shape):
+            raise ValueError(f"a JPEG of {width} x {height} px in a chunk of {chunk_spec.shape}")
+        image = decode_jpeg(data)
         if channel_first(chunk_spec.shape):
             image = np.ascontiguousarray(image.transpose(2, 0, 1))
         return chunk_spec.prototype.nd_buffer.from_numpy_array(image.reshape(chunk_spec.shape))

@@ -20,7 +20,10 @@ from coverslip.wsi.tiff import MAX_SIDE, MAX_TILE_AREA, MAX_TILES
 MAX_METADATA = 2**26
 """Bytes of one metadata file."""
 COMPRESSORS = frozenset({"blosc", "zstd", "gzip", "zlib", "lz4", "bz2", "lzma"})
-OTHERS = frozenset({"bytes", "transpose", "crc32c", "sharding_indexed", "shuffle", "delta"})
+OTHERS = frozenset(
+    {"bytes", "transpose", "crc32c", "sharding_indexed", "shuffle", "delta", "coverslip.jpeg"}
+)
+"""The last is this package's: JPEG tiles that were carried over as they are."""
 SLACK = 2**12
 """Bytes that other codecs, such as checksums, may add to a chunk."""
 DEFLATE_RATIO = 1032
