@@ -59,14 +59,18 @@ class SimulatedBags:
 
     @classmethod
     def drawn(
-        cls, background: npt.NDArray[np.float32], signal: npt.NDArray[np.float32], seed: int = 0
+        cls,
+        background: npt.NDArray[np.float32],
+        signal: npt.NDArray[np.float32],
+        bags: int = BAGS,
+        seed: int = 0,
     ) -> SimulatedBags:
         """Every other bag has planted tiles. No signal tile is in two bags, if there are enough."""
         random = np.random.default_rng(seed)
-        rows = np.stack([random.choice(len(background), TILES) for _ in range(BAGS)])
+        rows = np.stack([random.choice(len(background), TILES) for _ in range(bags)])
         planted = np.zeros(rows.shape, np.bool_)
         chosen = random.permutation(len(signal))
-        for number, bag in enumerate(range(1, BAGS, 2)):
+        for number, bag in enumerate(range(1, bags, 2)):
             place = random.choice(TILES, PLANTED, replace=False)
             taken = np.arange(number * PLANTED, (number + 1) * PLANTED) % len(signal)
             rows[bag, place] = len(background) + chosen[taken]
@@ -181,7 +185,9 @@ def report(bags: SimulatedBags, models: Sequence[str]) -> None:
     """A table, a row a model."""
     truth = bags.planted.any(axis=1).astype(float)
     shuffled = shuffled_labels(truth)
-    print(f"{BAGS} bags of {TILES} tiles, {PLANTED} planted in every other; {FOLDS.folds} folds")
+    print(
+        f"{len(truth)} bags of {TILES} tiles, {PLANTED} planted in every other; {FOLDS.folds} folds"
+    )
     print("| model | AUROC | recall of planted tiles | AUROC, labels shuffled | s |")
     print("|---|---|---|---|---|")
     for model in ["baseline", *models]:
@@ -196,10 +202,11 @@ def main() -> None:
     parser.add_argument("stores", type=Path)
     parser.add_argument("--background", required=True)
     parser.add_argument("--signal", required=True)
+    parser.add_argument("--bags", type=int, default=BAGS)
     parser.add_argument("--models", default=",".join(slide_model_names()))
     given = parser.parse_args()
     background, signal = (embeddings(given.stores, s) for s in (given.background, given.signal))
-    report(SimulatedBags.drawn(background, signal), given.models.split(","))
+    report(SimulatedBags.drawn(background, signal, given.bags), given.models.split(","))
 
 
 if __name__ == "__main__":
