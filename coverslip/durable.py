@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import socket
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from coverslip.errors import StoreError
@@ -83,6 +85,14 @@ def replace_file(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step. Raises StoreError as `whole_file` does."""
     with whole_file(path) as aside:
         aside.write_bytes(content)
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
+    """Put rows at `path` in one step, lines ending alike on every system. Raises StoreError as
+    `whole_file` does."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    replace_file(path, text.getvalue().encode())
 
 
 def flush_to_disk(path: Path) -> None:

@@ -227,8 +227,8 @@ def predicted(
     studied: tuple[Path, list[TaskFigures]],
 ) -> dict[str, BagPrediction]:
     ensemble = StudyEnsemble.load(studied[0], "cpu")
-    bags, covariates = bags_to_predict(open_bags(cohort[0]), ensemble, studied[0], cohort[1])
-    asked = StudyPrediction(ensemble, covariates, formats=())
+    given = bags_to_predict(open_bags(cohort[0]), ensemble, studied[0], cohort[1])
+    bags, asked = given.bags, StudyPrediction(ensemble, given.covariates, formats=())
     found = dict(predict(bags, asked))
     assert all(isinstance(said, BagPrediction) for said in found.values())
     again = dict(predict(bags, asked))
@@ -277,9 +277,9 @@ def test_pictures_and_qupath_tiles(
     cohort: tuple[Path, Path], studied: tuple[Path, list[TaskFigures]]
 ) -> None:
     ensemble = StudyEnsemble.load(studied[0], "cpu")
-    bags, covariates = bags_to_predict(open_bags(cohort[0]), ensemble, studied[0], cohort[1])
-    one = PatientBags(bags.bags, {"p01a": "p01"})
-    said = dict(predict(one, StudyPrediction(ensemble, covariates)))["p01"]
+    given = bags_to_predict(open_bags(cohort[0]), ensemble, studied[0], cohort[1])
+    one = PatientBags(given.bags.bags, {"p01a": "p01"})
+    said = dict(predict(one, StudyPrediction(ensemble, given.covariates)))["p01"]
     assert isinstance(said, BagPrediction)
     files = said.files
     names = sorted(file.name.partition("@")[2].partition(".5mpp")[2] for file in files)

@@ -24,9 +24,9 @@ Features = Annotated[
         help="A run's folder, or features of TRIDENT, CLAM or STAMP.", metavar="FEATURES"
     ),
 ]
-Table = Annotated[
-    Path | None, typer.Option("--table", help="CSV, TSV or Parquet with a row a slide or patient.")
-]
+TABLE = typer.Option("--table", help="CSV, TSV or Parquet with a row a slide or patient.")
+Table = Annotated[Path, TABLE]
+StudyFolder = Annotated[Path, typer.Option("--study", help="Folder that mil train left.")]
 Encoder = Annotated[
     str, typer.Option("--encoder", help="Whose embeddings, where there are several.")
 ]
@@ -36,9 +36,7 @@ Grid = Annotated[str, typer.Option("--grid", help="On which tiles, where there a
 @mil.command()
 def train(
     features: Features,
-    table: Annotated[
-        Path, typer.Option("--table", help="CSV, TSV or Parquet with a row a slide or patient.")
-    ],
+    table: Table,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the study.")],
     target: Annotated[
         list[str] | None,
@@ -85,6 +83,7 @@ def train(
 
     --config holds the same as a TOML file, and more: see the settings of a study in its study.json.
     """
+    from coverslip.cli.progress import StudyProgress
     from coverslip.engine.bags import open_bags
     from coverslip.engine.clinical import ClinicalTable
     from coverslip.engine.mil_run import run_study
@@ -114,7 +113,7 @@ def train(
     study = Study.of(
         open_bags(features, encoder=encoder, grid=grid), ClinicalTable.read(table), settings
     )
-    with _Progress(shown=not json) as progress:
+    with StudyProgress(shown=not json) as progress:
         found = run_study(study, output, device=device or "auto", observer=progress.observe)
     if json:
         print_json({"study": str(output), "figures": {f.task.name: _plain(f) for f in found}})
@@ -129,12 +128,12 @@ def train(
 @mil.command()
 def predict(
     features: Features,
-    study: Annotated[Path, typer.Option("--study", help="Folder that mil train left.")],
+    study: StudyFolder,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="CSV of predictions; else <study>.csv beside stores."),
     ] = None,
-    table: Table = None,
+    table: Annotated[Path | None, TABLE] = None,
     slides: Annotated[
         list[str] | None,
         typer.Option("--slides", help="Slides, or folders of them, for pictures of tiles."),
@@ -163,11 +162,11 @@ def predict(
 
     ensemble = StudyEnsemble.load(study, device or "auto")
     found = open_bags(features, encoder=encoder, grid=grid)
-    bags, covariates = bags_to_predict(found, ensemble, study, table)
-    asked = StudyPrediction(ensemble, covariates, names_in(export), slides or ())
+    given = bags_to_predict(found, ensemble, study, table)
+    asked = StudyPrediction(ensemble, given.covariates, names_in(export), slides or ())
     done: list[BagPrediction] = []
     failed = False
-    for name, said in predict(bags, asked):
+    for name, said in predict(given.bags, asked):
         if not isinstance(said, BagPrediction):
             print_error(said)
             failed = True
@@ -193,10 +192,8 @@ def predict(
 @mil.command()
 def evaluate(
     features: Features,
-    study: Annotated[Path, typer.Option("--study", help="Folder that mil train left.")],
-    table: Annotated[
-        Path, typer.Option("--table", help="CSV, TSV or Parquet with a row a slide or patient.")
-    ],
+    study: StudyFolder,
+    table: Table,
     encoder: Encoder = "",
     grid: Grid = "",
     device: options.Device = None,
@@ -221,36 +218,6 @@ def evaluate(
     ]
     print_table(("task", "figure", "value"), rows)
     print(f"{found.bags} bags")
-
-
-class _Progress:
-    """A line that says which fold is at which step."""
-
-    def __init__(self, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("fold {task.description}"), BarColumn(), TextColumn("step {task.completed}"),
-            TimeRemainingColumn(), console=console, disable=not (shown and console.is_terminal),
-            transient=True,
-        )  # fmt: skip
-        self._folds: dict[str, Any] = {}
-
-    def observe(self, fold: str, done: int, total: int) -> None:
-        if fold not in self._folds:
-            for other in self._folds.values():
-                self._bar.update(other, visible=False)
-            self._folds[fold] = self._bar.add_task(fold, total=total)
-        self._bar.update(self._folds[fold], completed=done)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,19 @@ class TrainingProgress(_Bars):
         self._progress.update(self._task, completed=done, total=total, figures=figures)
 
 
+class StudyProgress(_Bars):
+    """A bar over the steps of the fold in hand."""
+
+    def __init__(self, shown: bool = True) -> None:
+        super().__init__(shown)
+        self._task = self._progress.add_task("study", total=None, figures="")
+
+    def observe(self, fold: str, done: int, total: int) -> None:
+        """A study's observer."""
+        name = f"fold {fold}"
+        self._progress.update(self._task, description=name, completed=done, total=total)
+
+
 def summary(results: Sequence[SlideResult], output: Path) -> None:
     """A row per slide, what failed and why, and where the report is."""
     rows = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from coverslip.cohort.search import (
     TileQuestion,
 )
 from coverslip.cohort.search_pictures import SlidePictures, shrunk
-from coverslip.durable import replace_file
+from coverslip.durable import replace_file, write_csv
 from coverslip.engine.pages import page_environment
 from coverslip.errors import InvalidConfig
 from coverslip.wsi.slide import RGB, Box
@@ -43,7 +41,7 @@ def write_answer(path: Path, answer: Answer, files: Sequence[str] = ()) -> None:
     if suffix == ".json":
         replace_file(path, orjson.dumps(answer_as_dict(answer), option=orjson.OPT_INDENT_2))
     elif suffix == ".csv":
-        replace_file(path, _csv(answer).encode())
+        write_csv(path, _rows(answer))
     elif suffix == ".html":
         with SlidePictures(answer.cohort, files) as pictures:
             replace_file(path, _html(answer, pictures).encode())
@@ -79,14 +77,10 @@ def _plain(question: dict[str, Any]) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in question.items()}
 
 
-def _csv(answer: Answer) -> str:
+def _rows(answer: Answer) -> Iterator[Sequence[object]]:
     kind = SlideHit if isinstance(answer.question, SlideQuestion) else TileHit
-    columns = [field.name for field in fields(kind)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(hit) for hit in answer.tiles or answer.slides)
-    return text.getvalue()
+    yield [field.name for field in fields(kind)]
+    yield from (list(asdict(hit).values()) for hit in answer.tiles or answer.slides)
 
 
 @dataclass(frozen=True, slots=True)

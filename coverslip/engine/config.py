@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from coverslip.errors import InvalidConfig
+from coverslip.settings import toml_content
 
 OnBadTile = Literal["fail", "blank"]
 Pixels = Literal["none", "jpeg", "lossless"]
@@ -158,14 +158,8 @@ class RunConfig:
 
         Raises InvalidConfig for a missing or malformed file, an unknown name or a wrong type.
         """
-        try:
-            settings = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InvalidConfig(f"{path}: {error}") from None
-        try:
+        with toml_content(Path(path)) as settings:
             return cls(**{**_checked(settings), **overrides})
-        except InvalidConfig as error:
-            raise InvalidConfig(f"{path}: {error}") from None
 
 
 def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:

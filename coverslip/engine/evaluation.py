@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coverslip.durable import replace_file
+from coverslip.durable import write_csv
 from coverslip.encoders.evaluation import Figure, few_shot, knn, linear, probe
 from coverslip.encoders.robustness import Robustness, changed_tiles, robustness
 from coverslip.engine.labelled_tiles import LabelledTiles
@@ -93,11 +91,7 @@ def write_evaluation(folder: Path, found: Sequence[Evaluation]) -> tuple[Path, P
     """`evaluation.csv` and `evaluation.png`; returns both paths."""
     table, plot = folder / "evaluation.csv", folder / "evaluation.png"
     rows = [{**evaluation.row(), "weights": evaluation.weights_sha256} for evaluation in found]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_file(table, text.getvalue().encode())
+    write_csv(table, [list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])
     figures, panels = _bars(found)
     draw_bars(figures, plot, "balanced accuracy, 95 % interval over repeats", panels)
     return table, plot

@@ -107,6 +107,8 @@ class StudyEnsemble:
         """
         import torch
 
+        from coverslip.mil.prediction import on
+
         said: list[list[Floats]] = [[] for _ in self.tasks]
         attention = np.zeros(len(tiles))
         shares = []
@@ -115,9 +117,8 @@ class StudyEnsemble:
                 self.records, self.networks, self.temperatures, covariates, strict=True
             ):
                 device = next(network.parameters()).device
-                bag = torch.from_numpy(np.ascontiguousarray(tiles)).to(device).float()
                 known = None if beside is None else torch.from_numpy(beside).to(device)
-                found = network(bag, known)
+                found = network(on(device, tiles), known)
                 logits = found.logits.double().cpu().numpy()[None]
                 for number, (task, place) in enumerate(
                     zip(record.tasks, places(record.tasks), strict=True)

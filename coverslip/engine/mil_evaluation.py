@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from coverslip.engine.bag_files import FileBags
-from coverslip.engine.clinical import ClinicalTable
 from coverslip.engine.mil_ensemble import StudyEnsemble
 from coverslip.engine.mil_prediction import StudyPrediction, bags_to_predict
-from coverslip.engine.mil_study import matched_bags, study_config
+from coverslip.engine.mil_study import study_config
 from coverslip.engine.mil_targets import Target
 from coverslip.mil.figures import task_estimates
 from coverslip.mil.intervals import Estimate
@@ -40,10 +39,11 @@ def evaluate_study(
     """Figures of the mean of a study's models. Raises InvalidConfig, UnknownName."""
     ensemble = StudyEnsemble.load(study, device)
     ensemble.require(bags.facts, str(bags.folder))
-    config = replace(study_config(study), unit=ensemble.unit)
-    units, covariates = bags_to_predict(bags, ensemble, study, table)
-    _, rows, remarks = matched_bags(bags, ClinicalTable.read(table), config)
-    asked = StudyPrediction(ensemble, covariates, ())
+    config = study_config(study)
+    asked_of = bags_to_predict(bags, ensemble, study, table)
+    units, rows = asked_of.bags, asked_of.rows
+    assert rows is not None  # there is a table
+    asked = StudyPrediction(ensemble, asked_of.covariates, ())
     answers = [
         ensemble.answer(units.read(index), asked.beside(name)).predictions
         for index, name in enumerate(units.names)
@@ -60,4 +60,4 @@ def evaluate_study(
             resamples=config.resamples,
             seed=config.split.seed,
         )
-    return StudyEvaluation(figures, len(units), remarks)
+    return StudyEvaluation(figures, len(units), asked_of.remarks)

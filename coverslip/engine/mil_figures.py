@@ -7,8 +7,6 @@ not on how networks were initialised; for that there are the figures of the sing
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.durable import replace_file
+from coverslip.durable import write_csv
 from coverslip.engine.mil_folds import Answers, FoldResult
 from coverslip.engine.mil_study import Study
 from coverslip.mil.figures import MAIN, task_differences, task_estimates, task_values
@@ -57,6 +55,11 @@ class WayFigures:
     by_fold: tuple[float, ...]
     points: tuple[PointFigures, ...]
 
+    @property
+    def tested(self) -> npt.NDArray[np.bool_]:
+        """[n]: bags that some fold tested."""
+        return tested_bags(self.predictions)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskFigures:
@@ -86,7 +89,7 @@ def _task_figures(
         _way_figures(study, task, target, [(r, getattr(r, way)[number]) for r in results])
         for way in WAYS
     )
-    tested = _tested(model.predictions)
+    tested = model.tested
     beyond = task_differences(
         task, model.predictions[tested], baseline.predictions[tested], target[tested],
         study.patients[tested], resamples=study.config.resamples, seed=study.config.split.seed,
@@ -99,7 +102,7 @@ def _way_figures(
 ) -> WayFigures:
     total = len(target)
     said = _pooled(total, [(r.fold.test, a.test) for r, a in folds])
-    tested = _tested(said)
+    tested = tested_bags(said)
     config = study.config
     figures = task_estimates(
         task, said[tested], target[tested], study.patients[tested],
@@ -114,7 +117,7 @@ def _way_figures(
     )
 
 
-def _tested(predictions: Floats) -> npt.NDArray[np.bool_]:
+def tested_bags(predictions: Floats) -> npt.NDArray[np.bool_]:
     """[n]: bags that some fold tested."""
     return ~np.isnan(predictions.reshape(len(predictions), -1)[:, 0])
 
@@ -149,6 +152,7 @@ def _points(
             score, positive = answers.validation[known, 1], watched[known, 0] == 1
             point = OperatingPoint.chosen(score, positive, aim, wanted)  # type: ignore[arg-type]
             thresholds.append(point.threshold)
+            # of an infinite threshold no average could be taken; none reaches 2 either
             margins.append((result.fold.test, answers.test[:, 1] - min(point.threshold, 2.0)))
         margin = _pooled(len(target), margins)
         tested = ~np.isnan(margin) & task.known(target)
@@ -169,9 +173,7 @@ def write_tables(
         "figures.csv": _figure_rows(found),
     }
     for name, rows in tables.items():
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        replace_file(folder / name, text.getvalue().encode())
+        write_csv(folder / name, rows)
     return [folder / name for name in tables]
 
 

@@ -23,7 +23,6 @@ from coverslip.engine.mil_study import Study
 from coverslip.mil.bags import Bags
 from coverslip.mil.baseline import fitted_probe
 from coverslip.mil.calibration import fitted_temperature
-from coverslip.mil.examples import MilExamples
 from coverslip.mil.figures import MAIN, study_values
 from coverslip.mil.prediction import fold_predictions
 from coverslip.mil.splits import Fold
@@ -87,28 +86,23 @@ class StudyFolds:
         """Fold by fold. Raises InvalidConfig."""
         means = mean_embeddings(self.study.bags)
         for fold, inner in self.study.folds():
-            name = f"{fold.repeat}-{fold.number}"
-            config = self._chosen(inner, name) if inner else self.study.config.training
-            training, result = self._trained(fold, config, name)
-            examples, _ = self.study.examples(fold)
-            model = self._of_model(training, examples, fold)
+            config = self._chosen(inner, fold.name) if inner else self.study.config.training
+            training, result = self._trained(fold, config, fold.name)
+            model = self._of_model(training)
             heat = {t.name: a.temperature for t, a in zip(training.tasks, model, strict=True)}
-            replace_file(self.folder / name / CALIBRATION, orjson.dumps(heat))
+            replace_file(training.folder / CALIBRATION, orjson.dumps(heat))
             yield FoldResult(
                 fold,
                 config,
                 training.tasks,
                 model,
-                self._of_baseline(training.tasks, config, examples, fold, means),
+                self._of_baseline(training, means),
                 result,
             )
 
-    def _of_model(
-        self, training: MilTraining, examples: MilExamples, fold: Fold
-    ) -> tuple[Answers, ...]:
-        validation, test = (
-            _logits(training, examples, part) for part in (fold.validation, fold.test)
-        )
+    def _of_model(self, training: MilTraining) -> tuple[Answers, ...]:
+        fold = training.fold
+        validation, test = (_logits(training, part) for part in (fold.validation, fold.test))
         return tuple(
             _calibrated(task, validation[:, place], test[:, place], self._target(fold, number))
             for number, (task, place) in enumerate(
@@ -116,24 +110,17 @@ class StudyFolds:
             )
         )
 
-    def _of_baseline(
-        self,
-        tasks: Sequence[Task],
-        config: MilConfig,
-        examples: MilExamples,
-        fold: Fold,
-        means: Floats,
-    ) -> tuple[Answers, ...]:
-        covariates = examples.covariates
+    def _of_baseline(self, training: MilTraining, means: Floats) -> tuple[Answers, ...]:
+        """Of the same bags, with what the training knew of them beside the tiles."""
+        fold, covariates = training.fold, training.examples.covariates
         features = means if covariates is None else np.concatenate([means, covariates], axis=1)
         found = []
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(training.tasks):
             target = self.study.targets[:, number]
             known = task.known(target)
             train, validation = (p[known[p]] for p in (fold.train, fold.validation))
-            probe = fitted_probe(
-                task, features, target, train, validation, class_weights=config.class_weights
-            )
+            weighted = training.config.class_weights
+            probe = fitted_probe(task, features, target, train, validation, class_weights=weighted)
             watched, tested = (probe.logits(features[p]) for p in (fold.validation, fold.test))
             found.append(_calibrated(task, watched, tested, self._target(fold, number)))
         return tuple(found)
@@ -159,7 +146,7 @@ class StudyFolds:
     def _score(self, fold: Fold, config: MilConfig, name: str) -> float:
         """The mean over tasks of their main figure on what a fold tests."""
         training, _ = self._trained(fold, config, name)
-        logits = _logits(training, self.study.examples(fold)[0], fold.test)
+        logits = _logits(training, fold.test)
         found = study_values(training.tasks, logits, self.study.targets[fold.test])
         values = [found[task.name][MAIN[task.kind]] for task in training.tasks]
         there = [value for value in values if value == value]
@@ -196,13 +183,13 @@ def mean_embeddings(bags: Bags) -> Floats:
     return found
 
 
-def _logits(training: MilTraining, examples: MilExamples, part: Indices) -> Floats:
+def _logits(training: MilTraining, part: Indices) -> Floats:
     """[b, outputs] from all tiles of the bags."""
     return fold_predictions(
         training.network,
-        examples.bags,
+        training.examples.bags,
         part,
-        examples.covariates,
+        training.examples.covariates,
         precision=training.config.precision,
     )
 

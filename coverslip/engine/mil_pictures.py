@@ -93,18 +93,17 @@ def write_pictures(
     tiles = f"tiles/{answer.grid.name}"
     changed, found = False, []
     for format in sorted(formats):
-        top = list(_top_tiles(answer, files)) if format == "sheet" else []
-        if format == "sheet" and not top:
+        if format == "sheet" and not _has_pixels(answer, files):
             continue
 
-        def write(format: str = format, top: Sequence[tuple[RGB, str]] = top) -> list[Path]:
+        def write(format: str = format) -> list[Path]:
             if format == "geojson":
                 return _write_objects(answer, folder)
             pictures = folder / "report" / answer.slide / answer.stage
             if format == "png":
                 return _draw(answer, pictures)
             path = pictures.with_name(f"{pictures.name}.top.png")
-            draw_contact_sheet(path, top, answer.title)
+            draw_contact_sheet(path, list(_top_tiles(answer, files)), answer.title)
             return [path]
 
         anew, paths = written_once(
@@ -152,9 +151,14 @@ def _draw(answer: SlideAnswer, pictures: Path) -> list[Path]:
     return paths
 
 
+def _has_pixels(answer: SlideAnswer, files: SlideFiles) -> bool:
+    """Whether the slide's tiles can be shown: the store keeps them, or its file is here."""
+    kept = answer.store.stages(f"pixels/{answer.grid.name}")
+    return bool(kept) or files.slide(answer.slide, answer.store) is not None
+
+
 def _top_tiles(answer: SlideAnswer, files: SlideFiles) -> Iterator[tuple[RGB, str]]:
-    """(pixels, words) of the tiles with the most attention; none where their pixels are not
-    here."""
+    """(pixels, words) of the tiles with the most attention; see `_has_pixels`."""
     order = np.argsort(-answer.attention, kind="stable")[:TOP]
     kept = f"pixels/{answer.grid.name}"
     pixels: Any = answer.store.group(kept)["pixels"] if answer.store.stages(kept) else None

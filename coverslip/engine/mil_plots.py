@@ -149,8 +149,7 @@ def surviving_share(time: Floats, event: npt.NDArray[np.bool_]) -> tuple[Floats,
 
 def _known(figures: TaskFigures) -> npt.NDArray[np.bool_]:
     """[n]: bags that have a label and were tested."""
-    said = figures.model.predictions.reshape(len(figures.target), -1)[:, 0]
-    return figures.task.known(figures.target) & ~np.isnan(said)
+    return figures.task.known(figures.target) & figures.model.tested
 
 
 def _labelled(figures: TaskFigures) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:

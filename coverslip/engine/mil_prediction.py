@@ -11,8 +11,6 @@ over all of them.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from coverslip.durable import replace_file
+from coverslip.durable import write_csv
 from coverslip.engine.bag_files import FileBags
 from coverslip.engine.bags import PatientBags, StoredBags
-from coverslip.engine.clinical import ClinicalTable
+from coverslip.engine.clinical import ClinicalTable, MatchedTable
 from coverslip.engine.covariates import Covariates
 from coverslip.engine.mil_ensemble import BagAnswer, StudyEnsemble, prediction_names
 from coverslip.engine.mil_pictures import SlideAnswer, write_pictures
@@ -112,13 +110,13 @@ def predict(
 
 def write_predictions(path: Path, names: Sequence[str], found: Sequence[BagPrediction]) -> Path:
     """A CSV with a row a bag: what is predicted, and how far the study's models differ."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["bag", "slides", "tiles", *names, *(f"{name} (spread)" for name in names)])
-    for bag in found:
-        numbers = [f"{value:.6g}" for value in (*bag.numbers, *bag.spread)]
-        writer.writerow([bag.name, " ".join(bag.slides), bag.tiles, *numbers])
-    replace_file(path, text.getvalue().encode())
+    head = ["bag", "slides", "tiles", *names, *(f"{name} (spread)" for name in names)]
+    rows = [
+        [bag.name, " ".join(bag.slides), bag.tiles]
+        + [f"{value:.6g}" for value in (*bag.numbers, *bag.spread)]
+        for bag in found
+    ]
+    write_csv(path, [head, *rows])
     return path
 
 
@@ -203,12 +201,25 @@ def _numbers(answer: BagAnswer) -> tuple[npt.NDArray[np.float32], npt.NDArray[np
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BagsToPredict:
+    """Bags as a study has them.
+
+    rows         of the table, one a bag; None without a table
+    covariates   bag -> float32 [c] for each model; None where they take none
+    remarks      what did not match
+    """
+
+    bags: PatientBags
+    rows: MatchedTable | None
+    covariates: dict[str, list[npt.NDArray[np.float32]]] | None
+    remarks: tuple[str, ...] = ()
+
+
 def bags_to_predict(
     bags: FileBags, ensemble: StudyEnsemble, study: Path, table: Path | None
-) -> tuple[PatientBags, dict[str, list[npt.NDArray[np.float32]]] | None]:
-    """(bags as the study has them, their covariates for each model).
-
-    table   says whose each slide is, and holds the covariates; without it every slide is a bag
+) -> BagsToPredict:
+    """table   says whose each slide is, and holds the covariates; without it every slide is a bag
 
     Raises InvalidConfig, UnknownName.
     """
@@ -221,10 +232,11 @@ def bags_to_predict(
                 "  name the table that holds them: --table"
             )
         full = {name: name for index, name in enumerate(bags.names) if bags.count(index)}
-        return PatientBags(bags, full), None
+        return BagsToPredict(PatientBags(bags, full), None, None)
     config = replace(study_config(study), unit=ensemble.unit)
-    units, rows, _ = matched_bags(bags, ClinicalTable.read(table), config)
+    units, rows, remarks = matched_bags(bags, ClinicalTable.read(table), config)
     if not any(made):
-        return units, None
+        return BagsToPredict(units, rows, None, remarks)
     matrices = [Covariates.from_dict(content).matrix(rows) for content in made]
-    return units, {name: [m[i] for m in matrices] for i, name in enumerate(units.names)}
+    beside = {name: [m[i] for m in matrices] for i, name in enumerate(units.names)}
+    return BagsToPredict(units, rows, beside, remarks)

@@ -66,7 +66,7 @@ def write_study_report(
     """`report.html` with its pictures in `report/`; returns its path."""
     pictures = folder / "report"
     pictures.mkdir(parents=True, exist_ok=True)
-    draw_trainings([folder / "folds" / name_of(result) for result in results],
+    draw_trainings([folder / "folds" / result.fold.name for result in results],
                    pictures / "training.png")  # fmt: skip
     tasks = []
     for number, figures in enumerate(found):
@@ -89,11 +89,6 @@ def write_study_report(
     path = folder / "report.html"
     replace_file(path, content.encode())
     return path
-
-
-def name_of(result: FoldResult) -> str:
-    """The fold's folder."""
-    return f"{result.fold.repeat}-{result.fold.number}"
 
 
 def _task_page(figures: TaskFigures, picture: str) -> TaskPage:
@@ -178,7 +173,7 @@ def _sampling(results: Sequence[FoldResult]) -> Iterator[tuple[str, str, str, st
                 main = MAIN[task.kind]
                 whole = result.training.validation[task.name][main]
                 yield (
-                    name_of(result), task.name, f"{whole:.3f}", f"{sampled[task.name][main]:.3f}"
+                    result.fold.name, task.name, f"{whole:.3f}", f"{sampled[task.name][main]:.3f}"
                 )  # fmt: skip
 
 
@@ -187,7 +182,7 @@ def _chosen(results: Sequence[FoldResult]) -> list[tuple[str, str]]:
     if len({str(result.config) for result in results}) < 2:
         return []
     return [
-        (name_of(r), f"{c.model} {c.arguments or ''}, learning rate {c.learning_rate:g}")
+        (r.fold.name, f"{c.model} {c.arguments or ''}, learning rate {c.learning_rate:g}")
         for r in results
         for c in [r.config]
     ]

@@ -187,8 +187,7 @@ def matched_bags(
         units, rows = PatientBags(bags, matched.patient_of), matched.by_patient()
     else:
         units, rows = PatientBags(bags, {name: name for name in matched.names}), matched
-    if units.names != rows.names:
-        raise AssertionError("bags and rows are not in one order")
+    assert units.names == rows.names
     return units, rows, tuple(remarks)
 
 

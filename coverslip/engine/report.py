@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from coverslip import __version__
-from coverslip.durable import replace_file
+from coverslip.durable import replace_file, write_csv
 from coverslip.engine.disclosure import disclosed
 from coverslip.engine.pages import page_environment
 from coverslip.engine.result import SlideResult
@@ -36,22 +34,19 @@ def write_report(
     ]
     settings = disclosed(settings, keep)
     table, page = folder / "report.csv", folder / "report.html"
-    replace_file(table, _csv(results).encode())
+    write_csv(table, _rows(results))
     replace_file(page, _html(results, settings).encode())
     return table, page
 
 
-def _csv(results: Sequence[SlideResult]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+def _rows(results: Sequence[SlideResult]) -> Iterator[Sequence[object]]:
+    yield COLUMNS
     for r in results:
-        writer.writerow(
-            [r.slide, r.file, r.status, r.reason, *r.size, *r.mpp, r.mpp_source, r.reader,
-             round(r.tissue_mm2, 4), r.tiles, "" if r.nuclei is None else r.nuclei, r.bad_tiles,
-             "; ".join(r.flags), r.bottleneck, round(r.total_seconds, 3)]
+        yield (
+            r.slide, r.file, r.status, r.reason, *r.size, *r.mpp, r.mpp_source, r.reader,
+            round(r.tissue_mm2, 4), r.tiles, "" if r.nuclei is None else r.nuclei, r.bad_tiles,
+            "; ".join(r.flags), r.bottleneck, round(r.total_seconds, 3),
         )  # fmt: skip
-    return text.getvalue()
 
 
 def _html(results: Sequence[SlideResult], settings: str) -> str:

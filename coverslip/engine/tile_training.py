@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ import numpy.typing as npt
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from coverslip.durable import replace_file
+from coverslip.durable import write_csv
 from coverslip.engine.annotated_slides import annotation_files, no_annotations
 from coverslip.engine.config import RunConfig
 from coverslip.engine.embedding_source import source_of_encoder, source_of_features
@@ -176,12 +174,12 @@ def train_tile_classifier(
         raise InvalidConfig(f"a classifier is named by letters, digits, _ and -: {name!r}")
     classifier = TileClassifier.fit(examples, config, name=name, licence=licence)
     path, figures = folder / f"{name}.safetensors", classifier.figures
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", "tiles", "recall", *(f"as {c}" for c in examples.classes)])
-    for label, row in zip(examples.classes, figures.confusion, strict=True):
-        writer.writerow([label, sum(row), f"{figures.recall[label]:.4f}", *row])
-    replace_file(folder / f"{name}.csv", text.getvalue().encode())
+    rows = [
+        [label, sum(row), f"{figures.recall[label]:.4f}", *row]
+        for label, row in zip(examples.classes, figures.confusion, strict=True)
+    ]
+    head = ["class", "tiles", "recall", *(f"as {c}" for c in examples.classes)]
+    write_csv(folder / f"{name}.csv", [head, *rows])
     classifier.save(path)
     return classifier, path
 

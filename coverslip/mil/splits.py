@@ -65,6 +65,11 @@ class Fold:
     test: Integers
 
     @property
+    def name(self) -> str:
+        """ "<repeat>-<fold>", as its folder is called."""
+        return f"{self.repeat}-{self.number}"
+
+    @property
     def rest(self) -> Integers:
         """All that is not tested."""
         return np.sort(np.concatenate([self.train, self.validation]))
