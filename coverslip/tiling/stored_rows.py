@@ -28,6 +28,8 @@ DENSE = 1 / 32
 """Share of rows from which on a disk is faster reading all that lies between (measured)."""
 READ_AHEAD = 2**20
 """Bytes the system is asked for at a time; it does not take more at once everywhere."""
+AT_ONCE = 2**18
+"""Bytes read at a time: while they are copied the system reads ahead (measured)."""
 Values = npt.NDArray[Any]
 Rows = npt.NDArray[np.integer[Any]]
 
@@ -156,9 +158,13 @@ class RawRows(StoredRows):
         """Fill `rows`, all of a block's."""
         filled = bytearray(self._block_bytes - rows.nbytes)  # what fills up the last block
         checksum = bytearray(SUM_BYTES)
-        parts: list[Any] = [rows.reshape(-1).view(np.uint8).data, filled, checksum]
-        start = block * (self._block_bytes + SUM_BYTES)
-        if os.preadv(handle, parts, start) != self._block_bytes + SUM_BYTES:
+        start, values = block * (self._block_bytes + SUM_BYTES), rows.reshape(-1).view(np.uint8)
+        read = sum(
+            os.preadv(handle, [values[place : place + AT_ONCE].data], start + place)
+            for place in range(0, len(values), AT_ONCE)
+        )
+        read += os.preadv(handle, [filled, checksum], start + rows.nbytes)
+        if read != self._block_bytes + SUM_BYTES:
             raise self._broken(self._file, "ended while it was read")
         if not self._sound[block]:
             found = crc32c(rows.tobytes() + filled if filled else rows)
