@@ -7,16 +7,19 @@ import csv
 import errno
 import io
 import os
-import socket
 import tempfile
-import zlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from coverslip.errors import StoreError
+from coverslip.worker_identity import place
 
 UNFINISHED = ".writing-"
-"""How the names of files begin that a killed process may leave behind; host and process follow."""
+"""How the names of files begin that a killed process may leave behind; where it ran and its number
+follow."""
+LEFT_OVER_S = 86_400.0
+"""No file is written for so long: one that old is nobody's, wherever it was begun."""
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -55,30 +58,30 @@ def make_folder(folder: Path) -> None:
 
 
 def unfinished_prefix() -> str:
-    """How names begin of what this process has not finished writing."""
-    return f"{UNFINISHED}{_host()}.{os.getpid()}-"
+    """How names begin of what this process has not finished writing; they tell no machine's."""
+    return f"{UNFINISHED}{place()}.{os.getpid()}-"
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes of this host that are gone left unfinished in a folder, not below it.
+    """Remove what processes that are gone left unfinished in a folder, not below it.
 
-    Other hosts' files stay: whether their processes live cannot be told from here.
+    Of a process that cannot be asked for from here, what is a day old.
     """
     if not folder.is_dir():
         return
     import psutil
 
-    ours = f"{UNFINISHED}{_host()}."
+    ours = f"{UNFINISHED}{place()}."
     with explained(folder):
-        for path in folder.glob(f"{ours}*"):
+        for path in folder.glob(f"{UNFINISHED}*"):
             pid = path.name.removeprefix(ours).partition("-")[0]
-            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-                path.unlink(missing_ok=True)
-
-
-def _host() -> str:
-    """This host's name as a few digits: files that are seen name no machine."""
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+            with contextlib.suppress(FileNotFoundError):
+                if path.name.startswith(ours) and pid.isdecimal():
+                    gone = not psutil.pid_exists(int(pid))
+                else:
+                    gone = abs(time.time() - path.stat().st_mtime) > LEFT_OVER_S
+                if gone:
+                    path.unlink()
 
 
 def replace_file(path: Path, content: bytes) -> None:

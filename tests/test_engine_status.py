@@ -26,8 +26,9 @@ from coverslip.engine.metrics import MetricsServer, exposition
 from coverslip.engine.run import Run
 from coverslip.engine.status import RunWatcher
 from coverslip.errors import InvalidConfig, StoreError
-from coverslip.tiling.lock import STALE_S, lock, lock_holder
+from coverslip.tiling.lock import lock, lock_holder
 from coverslip.tiling.store import SlideStore
+from coverslip.worker_identity import own_marks
 
 HOUR = 3600.0
 
@@ -209,9 +210,7 @@ def test_locks_of_the_dead_are_stale(output: Path) -> None:
     silent, gone = output / "a.lock", output / "crashed.lock"
     silent.write_text('{"host": "elsewhere", "pid": 1, "token": "x"}')
     os.utime(silent, (1, 1))
-    gone.write_text(
-        json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "process_started": 1.0})
-    )
+    gone.write_text(json.dumps({**own_marks(), "pid": 2**22 + 1}))
     found = RunWatcher(output).status(NOW)
     assert found.stale_locks == ("a", "crashed")
     assert found.interrupted == ("crashed",)
@@ -221,7 +220,7 @@ def test_locks_of_the_dead_are_stale(output: Path) -> None:
     assert holder is not None
     assert (holder.host, holder.pid, holder.dead) == ("", 0, False)
     os.utime(output / "torn.lock", (1, 1))
-    assert lock_holder(output / "torn.lock", stale_s=STALE_S).dead  # type: ignore[union-attr]
+    assert lock_holder(output / "torn.lock").dead  # type: ignore[union-attr]
 
 
 def test_prometheus_reads_what_is_told(output: Path) -> None:

@@ -16,6 +16,7 @@ PACKAGE = Path(coverslip.__file__).parent
 REPOSITORY = PACKAGE.parent
 FLOORS = {
     "errors": -2,
+    "worker_identity": -2,
     "durable": -1,
     "checkpoint": -1,
     "settings": -1,

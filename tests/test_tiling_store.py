@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 
 from coverslip import durable
 from coverslip.errors import IncompleteStage, StoreBusy, StoreError, StoreVersion
-from coverslip.tiling.lock import lock
+from coverslip.tiling.lock import _Watch, is_free, lock
 from coverslip.tiling.shards import RowArray, crc32c
 from coverslip.tiling.store import SlideStore, StageWriter
+from coverslip.worker_identity import own_marks
 
 FACTS = {"name": "case-1", "size": [3000, 2000], "mpp": [0.25, 0.25], "fingerprint": "aa"}
 TILES, BLOCK = 50, 8
@@ -541,19 +542,77 @@ class TestLock:
             pass
         assert os.listdir(tmp_path) == []
 
-    def test_another_host_is_given_time(self, tmp_path: Path) -> None:
+    def elsewhere(self, tmp_path: Path) -> Path:
+        """The lock of a process of another machine."""
         file = tmp_path / "case-1.lock"
-        file.write_bytes(orjson.dumps({"host": "elsewhere", "pid": 1, "token": "t"}))
-        with pytest.raises(StoreBusy, match="process 1 on elsewhere"), lock(self.path(tmp_path)):
+        file.write_bytes(orjson.dumps({"host": "elsewhere", "place": "p", "pid": 1, "token": "t"}))
+        return file
+
+    def test_another_machine_is_watched_and_no_clock_compared(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("coverslip.tiling.lock._watch", _Watch())
+        file, now = self.elsewhere(tmp_path), [1000.0]
+        monkeypatch.setattr("time.monotonic", lambda: now[0])
+        os.utime(file, (1, 1))  # years ago, by this machine's clock
+        with (
+            pytest.raises(StoreBusy, match=r"process 1 on elsewhere .*\n.*takes over after 120 s"),
+            lock(self.path(tmp_path)),
+        ):
             pass
-        os.utime(file, (time.time() - 600,) * 2)
-        with lock(self.path(tmp_path)):
+        for second in range(0, 119, 7):  # it lives: it beats once in a while
+            now[0] = 1000.0 + second
+            assert not is_free(self.path(tmp_path))
+        os.utime(file, (2, 2))
+        for second in range(119, 210, 7):
+            now[0] = 1000.0 + second
+            assert not is_free(self.path(tmp_path))
+        now[0] += 10_000  # everything stood still, the watcher too: that proves nothing
+        assert not is_free(self.path(tmp_path))
+        looks = 0
+        while not is_free(self.path(tmp_path)):
+            now[0] += 7
+            looks += 1
+        assert looks == 4  # 84 s, a heartbeat's 10 and 4 times 7
+        assert os.listdir(tmp_path) == []
+
+    def test_it_can_be_waited_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("coverslip.tiling.lock._watch", _Watch())
+        monkeypatch.setattr("coverslip.tiling.lock.SILENT_S", 0.2)
+        self.elsewhere(tmp_path)
+        with lock(self.path(tmp_path), wait_s=5):
             pass
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("failing", [False, True])
+    def test_whoever_was_overtaken_says_so(self, tmp_path: Path, failing: bool) -> None:
+        """Its own failure may have been the other's doing, so it counts for nothing."""
+        other = {"host": "elsewhere", "place": "p", "pid": 1, "token": "theirs"}
+
+        def overtaken() -> None:
+            with lock(self.path(tmp_path)):
+                (tmp_path / "case-1.lock").write_bytes(orjson.dumps(other))
+                if failing:
+                    raise StoreError(tmp_path, "a file has vanished")
+
+        with pytest.raises(StoreBusy, match="taken over"):
+            overtaken()
+        assert orjson.loads((tmp_path / "case-1.lock").read_bytes()) == other
+        os.unlink(tmp_path / "case-1.lock")
+
+    def test_a_zombie_holds_nothing(self, tmp_path: Path) -> None:
+        code = (
+            "from pathlib import Path\nfrom coverslip.tiling.lock import lock\n"
+            f"lock(Path({str(self.path(tmp_path))!r})).__enter__()\nimport os\nos._exit(9)"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code])
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_free(self.path(tmp_path))
+        process.wait()
 
     def test_of_many_who_find_it_dead_one_wins_at_a_time(self, tmp_path: Path) -> None:
-        file = tmp_path / "case-1.lock"
-        file.write_bytes(orjson.dumps({"host": "elsewhere", "pid": 1, "token": "t"}))
-        os.utime(file, (time.time() - 600,) * 2)
+        marks = {**own_marks(), "pid": 2**22 + 1, "token": "t"}
+        (tmp_path / "case-1.lock").write_bytes(orjson.dumps(marks))
         code = (
             "import os, sys, time\nfrom pathlib import Path\n"
             "from coverslip.errors import StoreBusy\nfrom coverslip.tiling.lock import lock\n"

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from coverslip.errors import StoreError
-from coverslip.tiling.lock import STALE_S, lock_holder
+from coverslip.tiling.lock import SILENT_S, lock_holder
 
 JOURNALS = ("journal*.jsonl", "journal/*.jsonl")
 """Where they are in a run's folder; there may be one for each process."""
@@ -155,7 +155,7 @@ class RunWatcher:
         ]
         alive = {working.slide for working in running}
         # a slide is begun, then opened, then locked
-        opening = {s for s, b in open_ones.items() if s not in locks and now - b < STALE_S}
+        opening = {s for s, b in open_ones.items() if s not in locks and now - b < SILENT_S}
         running += [Working(s, "", 0, {}, open_ones[s]) for s in sorted(opening)]
         settled = {s: e for s, e in self._ended.items() if s not in open_ones}
         states = Counter(ended.status for ended in settled.values())

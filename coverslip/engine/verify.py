@@ -18,7 +18,7 @@ import orjson
 from coverslip.durable import UNFINISHED, explained, replace_file
 from coverslip.engine.exports import export_needs
 from coverslip.errors import StoreBusy, StoreError
-from coverslip.tiling.lock import lock, lock_holder
+from coverslip.tiling.lock import SILENT_S, lock, lock_holder, lock_path
 from coverslip.tiling.shards import file_sum
 from coverslip.tiling.stage_writer import group_bytes
 from coverslip.tiling.store import SlideStore
@@ -70,7 +70,7 @@ def verdicts(output: Path, *, decode: bool = True, repair: bool = False) -> Iter
         raise StoreError(output, "holds no stores", "name the -o of a run")
     for path in stores:
         slide = path.name.removesuffix(".zarr")
-        holder = lock_holder(path.with_suffix(".lock"))
+        holder = lock_holder(lock_path(path))
         if holder is not None and not holder.dead:
             yield StoreVerdict(slide, (), (), (), busy=True)
             continue
@@ -79,7 +79,7 @@ def verdicts(output: Path, *, decode: bool = True, repair: bool = False) -> Iter
             yield _verdict(output, path, decode, stale)
             continue
         try:
-            with lock(path):
+            with lock(path, wait_s=2 * SILENT_S if stale else 0):
                 yield _repaired(path, _verdict(output, path, decode, stale))
         except StoreBusy:
             yield StoreVerdict(slide, (), (), (), busy=True)
