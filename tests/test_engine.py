@@ -21,7 +21,7 @@ from pyramids import address_pixels, write_pyramid
 from coverslip.cli import main
 from coverslip.engine.check import check_slide
 from coverslip.engine.config import RunConfig
-from coverslip.engine.journal import Journal, read_journal
+from coverslip.engine.journal import Journal, JournalTail, read_journals
 from coverslip.engine.processors import available_processors
 from coverslip.engine.run import Run, settings_as_toml, slide_ids
 from coverslip.errors import InvalidConfig
@@ -195,7 +195,7 @@ def test_a_bad_tile_can_be_blanked_and_is_recorded(spoiled: Path, tmp_path: Path
         "damaged"
     ]
     assert 1 <= damaged[:].sum() <= 4
-    events = [e for e in read_journal(tmp_path / "out/journal.jsonl") if e["event"] == "bad tile"]
+    events = [e for e in read_journals(tmp_path / "out") if e["event"] == "bad tile"]
     assert "column 4, row 6" in events[0]["problem"]
 
 
@@ -280,13 +280,30 @@ def test_processors_are_those_granted(tmp_path: Path) -> None:
 
 
 def test_a_cut_journal_line_is_skipped(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j") as journal:
+    with Journal(tmp_path) as journal:
         journal.write("one", number=1)
-    with open(tmp_path / "j", "ab") as file:
+    with open(journal.path, "ab") as file:
         file.write(b'{"event": "cut')
-    with Journal(tmp_path / "j") as journal:
+    with Journal(tmp_path) as journal:
         journal.write("two")
-    assert [event["event"] for event in read_journal(tmp_path / "j")] == ["one", "two"]
+    assert [event["event"] for event in read_journals(tmp_path)] == ["one", "two"]
+
+
+def test_a_tail_tells_what_was_added(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        journal.write("before")
+        tail = JournalTail(tmp_path, from_now=True)
+        assert list(tail.news()) == []
+        journal.write("one")
+        other = journal.path.with_name("another-machine.jsonl")
+        other.write_bytes(b'{"event": "two"}\n{"event": "begun, not en')
+        assert {event["event"] for event in tail.news()} == {"one", "two"}
+        with open(other, "ab") as file:
+            file.write(b'ded"}\n')
+        assert [event["event"] for event in tail.news()] == ["begun, not ended"]
+        assert not tail.begun_anew()
+        other.write_bytes(b"")
+        assert tail.begun_anew()
 
 
 def test_the_preflight_finds_what_a_run_would(spoiled: Path, small_slide: Path) -> None:

@@ -18,6 +18,7 @@ from planted import PLANTED, SECRETS, write_planted
 from coverslip.cli import main
 from coverslip.engine.config import RunConfig
 from coverslip.engine.disclosure import disclosed, kept_properties, name_remark, without_folders
+from coverslip.engine.journal import journals
 from coverslip.engine.run import Run
 from coverslip.tiling.store import SlideStore
 
@@ -91,8 +92,9 @@ def test_what_is_asked_for_is_kept(patient: Path, tmp_path: Path) -> None:
         "aperio.Date": PLANTED["Date"],
         "aperio.ScanScope ID": PLANTED["ScanScope ID"],
     }
-    for name in ("journal.jsonl", "report.csv", "report.html"):
-        assert FOLDER in (tmp_path / "out" / name).read_text()
+    out = tmp_path / "out"
+    for file in (*journals(out), out / "report.csv", out / "report.html"):
+        assert FOLDER in file.read_text()
     assert main(line) == 1  # the next run, which does not ask, takes them out
     assert "identifiers" not in SlideStore.open(tmp_path / "out/one.zarr").slide
 

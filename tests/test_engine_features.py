@@ -18,7 +18,7 @@ from coverslip.encoders.registry import EncoderSpec, register
 from coverslip.engine.bag_files import facts_difference
 from coverslip.engine.bags import open_bags
 from coverslip.engine.config import RunConfig
-from coverslip.engine.journal import read_journal
+from coverslip.engine.journal import read_journals
 from coverslip.engine.run import Run
 from coverslip.engine.sharing import devices_of
 from coverslip.errors import InvalidConfig, NotEnoughMemory
@@ -157,7 +157,7 @@ def test_two_encoders_share_one_pass_over_the_pixels(two: Path) -> None:
     assert [s.partition("@")[0] for s in store.stages("features/")] == [
         "features/efficientnet-lite0", "features/resnet18",
     ]  # fmt: skip
-    passes = [e for e in read_journal(two / "journal.jsonl") if e["event"] == "pixel pass"]
+    passes = [e for e in read_journals(two) if e["event"] == "pixel pass"]
     assert len(passes) == 1
     assert passes[0]["stream"]["native_tiles"] <= 130  # the slide's own, each at most once
 

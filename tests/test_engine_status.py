@@ -37,6 +37,12 @@ def line(time: float, event: str, **facts: Any) -> bytes:
     return json.dumps({"time": time, "event": event, **facts}).encode() + b"\n"
 
 
+def journal_in(folder: Path) -> Path:
+    """A machine's journal, yet to be written."""
+    (folder / "journal").mkdir(exist_ok=True)
+    return folder / "journal" / "here.jsonl"
+
+
 def begun(time: float, slide: str) -> bytes:
     return line(time, "slide", slide=slide, file=f"{slide}.svs")
 
@@ -78,8 +84,8 @@ SECOND = (
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
     """Two processes' journals: 8 slides in every state."""
-    (tmp_path / "journal.jsonl").write_bytes(FIRST)
-    (tmp_path / "journal-node7-41.jsonl").write_bytes(SECOND)
+    journal_in(tmp_path).write_bytes(FIRST)
+    journal_in(tmp_path).with_name("node7.jsonl").write_bytes(SECOND)
     return tmp_path
 
 
@@ -110,7 +116,7 @@ def test_the_rate_is_that_of_the_recent_window(output: Path) -> None:
 
 def test_nothing_is_left_to_wait_for_where_nobody_works(tmp_path: Path) -> None:
     journal = line(0, "run", slides=2) + begun(0, "a") + ended(600, "a")
-    (tmp_path / "journal.jsonl").write_bytes(journal)
+    journal_in(tmp_path).write_bytes(journal)
     found = RunWatcher(tmp_path).status(NOW)
     assert found.seconds_left is None
     assert found.per_hour == pytest.approx(6)  # as long as it ran
@@ -118,13 +124,13 @@ def test_nothing_is_left_to_wait_for_where_nobody_works(tmp_path: Path) -> None:
 
 def test_what_was_complete_already_is_no_work(tmp_path: Path) -> None:
     journal = line(0, "run", slides=1) + begun(1, "a") + ended(2, "a", "unchanged")
-    (tmp_path / "journal.jsonl").write_bytes(journal)
+    journal_in(tmp_path).write_bytes(journal)
     found = RunWatcher(tmp_path).status(3)
     assert (found.done, found.per_hour) == (1, None)
 
 
 def test_a_slide_begun_again_is_no_longer_failed(output: Path) -> None:
-    with open(output / "journal.jsonl", "ab") as journal:
+    with open(journal_in(output), "ab") as journal:
         journal.write(begun(NOW - 5, "b"))
     found = RunWatcher(output).status(NOW)
     assert found.failed == 1
@@ -137,7 +143,7 @@ def test_reading_on_gives_what_reading_anew_gives(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("growing")
-    path = folder / "journal.jsonl"
+    path = journal_in(folder)
     path.touch()
     watcher = RunWatcher(folder)
     for cut in [*cuts, len(FIRST)]:
@@ -149,8 +155,8 @@ def test_reading_on_gives_what_reading_anew_gives(
 def test_a_journal_begun_anew_is_read_anew(output: Path) -> None:
     watcher = RunWatcher(output)
     watcher.status(NOW)
-    (output / "journal-node7-41.jsonl").unlink()
-    (output / "journal.jsonl").write_bytes(line(NOW, "run", slides=3))
+    journal_in(output).with_name("node7.jsonl").unlink()
+    journal_in(output).write_bytes(line(NOW, "run", slides=3))
     found = watcher.status(NOW)
     assert (found.slides, found.done, found.waiting, found.results) == (3, 0, 3, {})
 
@@ -162,7 +168,7 @@ def test_lines_that_mean_nothing_are_passed_over(output: Path) -> None:
         b'{"time": 1, "event": "run", "slides": "many"}',
         b'{"time": "noon", "event": "slide", "slide": 7}', b'{"time": 1, "ev',
     ]  # fmt: skip
-    with open(output / "journal.jsonl", "ab") as journal:
+    with open(journal_in(output), "ab") as journal:
         journal.write(b"\n".join(hostile) + b"\n")
     assert RunWatcher(output).status(NOW) == before
 
@@ -191,7 +197,7 @@ def test_the_library_logs_and_configures_nothing() -> None:
 
 def test_a_slide_in_hand_tells_where_and_what(tmp_path: Path) -> None:
     path = tmp_path / "a.zarr"
-    with Journal(tmp_path / "journal.jsonl") as journal, lock(path):
+    with Journal(tmp_path) as journal, lock(path):
         journal.write("run", slides=1)
         journal.write("slide", slide="a", file="a.svs")
         store = SlideStore.create(path, {"name": "a", "size": [9, 9]})
@@ -245,7 +251,7 @@ def test_prometheus_reads_what_is_told(output: Path) -> None:
 def test_odd_stage_names_stay_readable(tmp_path: Path) -> None:
     parser = pytest.importorskip("prometheus_client.parser")
     odd = 'slide "x"\\y\nz'
-    (tmp_path / "journal.jsonl").write_bytes(ended(1, "a", seconds={odd: 2.5}))
+    journal_in(tmp_path).write_bytes(ended(1, "a", seconds={odd: 2.5}))
     text = exposition(RunWatcher(tmp_path).status(2))
     read = {family.name: family for family in parser.text_string_to_metric_families(text)}
     (sample,) = read["coverslip_stage_seconds"].samples
@@ -268,7 +274,7 @@ def test_the_metrics_are_served(server: MetricsServer, output: Path) -> None:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         assert b'coverslip_slides{state="failed"} 2.0' in answer.read()
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(server.url + "/../journal.jsonl", timeout=10)
+        urllib.request.urlopen(server.url + "/../journal/a.jsonl", timeout=10)
     assert refused.value.code == 404
     refused.value.close()
     port = int(server.url.rsplit(":", 1)[1].partition("/")[0])

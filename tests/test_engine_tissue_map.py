@@ -16,6 +16,7 @@ import torch
 from coverslip.cli import main
 from coverslip.engine import tissue_map_export, tissue_map_output
 from coverslip.engine.config import RunConfig
+from coverslip.engine.journal import journals
 from coverslip.engine.run import Run
 from coverslip.engine.tissue_areas import annotated_areas, split_areas
 from coverslip.errors import InvalidConfig
@@ -276,7 +277,7 @@ def test_a_map_added_later_is_the_one_made_with_the_tiles(
             for run in ("together", "later")]  # fmt: skip
     assert len(np.unique(maps[0]["classes"][:])) > 1
     np.testing.assert_array_equal(maps[0]["classes"][:], maps[1]["classes"][:])
-    lines = (tmp_path / "together" / "journal.jsonl").read_text().splitlines()
+    lines = journals(tmp_path / "together")[0].read_text().splitlines()
     assert sum('"pixel pass"' in line for line in lines) == 1  # nothing was decoded twice
 
 

@@ -74,7 +74,7 @@ class Run:
         _make_writable(self.output)
         _clear_up(self.output)
         keep = self.config.keep_identifiers
-        with Journal(self.output / "journal.jsonl", keep) as journal:
+        with Journal(self.output, keep) as journal:
             journal.write("run", slides=len(self.slides), config=dataclasses.asdict(self.config))
             devices = devices_of(self.config.device)
             done: dict[str, SlideResult] = {}

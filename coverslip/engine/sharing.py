@@ -147,7 +147,7 @@ def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
             line.send((slide, stage, done, total))
 
     keep = run.config.keep_identifiers
-    with Journal(run.output / "journal.jsonl", keep) as journal, contextlib.suppress(EOFError):
+    with Journal(run.output, keep) as journal, contextlib.suppress(EOFError):
         context = run.context(journal, device, observer=observe, sharing=sharing)
         _limit_threads(context.threads)
         while True:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from coverslip.engine.journal import JournalTail, journals
 from coverslip.errors import StoreError
 from coverslip.tiling.lock import SILENT_S, lock_holder
 
-JOURNALS = ("journal*.jsonl", "journal/*.jsonl")
-"""Where they are in a run's folder; there may be one for each process."""
 LOCK = ".lock"
 PROGRESS = ".progress.json"
 """How the names end of locks, and of what counts a begun stage's blocks."""
@@ -110,9 +109,9 @@ class RunWatcher:
 
     def __init__(self, output: Path, window: float = WINDOW_S) -> None:
         self._output, self._window = output, window
-        self._read: dict[Path, int] = {}
+        self._journals = JournalTail(output)
         self._forget()
-        if not self._journals():
+        if not journals(output):
             raise StoreError(
                 output, "holds no journal: no run has written here", "name the -o of a run"
             )
@@ -125,19 +124,13 @@ class RunWatcher:
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._results: Counter[str] = Counter()
 
-    def _journals(self) -> list[Path]:
-        return sorted(path for pattern in JOURNALS for path in self._output.glob(pattern))
-
     def status(self, now: float | None = None) -> RunStatus:
         """As things stand. Raises StoreError where a journal cannot be read."""
         now = time.time() if now is None else now
-        journals = self._journals()
-        if any(path.stat().st_size < self._read.get(path, 0) for path in journals):
-            self._read.clear()  # somebody began the folder anew
+        if self._journals.begun_anew():
             self._forget()
-        for path in journals:
-            for event in self._news(path):
-                self._take(event)
+        for event in self._journals.news():
+            self._take(event)
         locks = {
             path.name.removesuffix(LOCK): holder
             for path in self._output.glob(f"*{LOCK}")
@@ -180,24 +173,6 @@ class RunWatcher:
             results=dict(sorted(self._results.items())),
             updated=self._updated,
         )
-
-    def _news(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Events written since the last look; a line that is still being written waits."""
-        try:
-            with open(path, "rb") as file:
-                file.seek(self._read.get(path, 0))
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._read[path] = self._read.get(path, 0) + len(line)
-                    try:
-                        event = orjson.loads(line)
-                    except orjson.JSONDecodeError:
-                        continue  # cut short by a crash
-                    if isinstance(event, dict):
-                        yield event
-        except OSError as error:
-            raise StoreError(path, f"cannot be read: {error.strerror or error}") from None
 
     def _take(self, event: Mapping[str, Any]) -> None:
         when, slide = _number(event.get("time")), event.get("slide")

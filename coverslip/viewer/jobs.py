@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from coverslip.engine.config import RunConfig
-from coverslip.engine.journal import Journal, read_journal
+from coverslip.engine.journal import Journal, read_journals
 from coverslip.engine.run import Run, process_or_explain
 from coverslip.engine.sharing import devices_of
 from coverslip.engine.slide_stage import check_slide_encoders
@@ -92,11 +92,14 @@ def last_config(output: Path, slide_id: str) -> RunConfig:
     """Of the slide's last run in this folder; the standard settings where there was none."""
     found: Mapping[str, Any] = {}
     latest: Mapping[str, Any] = {}
-    for event in read_journal(output / "journal.jsonl"):
+    when = 0.0
+    for event in read_journals(output):
         if event.get("event") == "run" and isinstance(event.get("config"), dict):
             latest = event["config"]
         elif event.get("event") == "slide" and event.get("slide") == slide_id:
-            found = latest
+            time = event.get("time")
+            if isinstance(time, int | float) and time >= when:
+                found, when = latest, time
     known = {f.name: f.default for f in fields(RunConfig)}
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -190,8 +193,7 @@ class Jobs:
             job.state, job.message = "running", "opening"
         try:
             run = Run(((path, job.slide),), self._output, config)
-            self._output.mkdir(parents=True, exist_ok=True)
-            with Journal(self._output / "journal.jsonl") as journal:
+            with Journal(self._output) as journal:
                 # the settings that the next job is to begin from, too
                 journal.write("run", slides=1, config=asdict(base), outputs=asdict(config))
                 device = devices_of(config.device)[0]
