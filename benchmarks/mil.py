@@ -1,6 +1,7 @@
 """Do slide-level models learn what is there, and nothing where nothing is?
 
 python benchmarks/mil.py STORES --background SLIDE --signal SLIDE [--models abmil,clam-sb]
+    [--bags 80] [--epochs 16] [--learning-rate 5e-4]
 
 STORES        a run's output folder with embeddings: coverslip features SLIDES -o STORES
 background    slide whose tiles fill all bags
@@ -138,10 +139,12 @@ def auroc(bags: Bags, labels: npt.NDArray[np.float64], said: npt.NDArray[np.floa
     return task_estimates(TASK, TASK.prediction(said), target, np.array(bags.names))["auroc"]
 
 
-def experiment(bags: SimulatedBags, labels: npt.NDArray[np.float64], model: str) -> Outcome:
+def experiment(
+    bags: SimulatedBags, labels: npt.NDArray[np.float64], model: str, config: MilConfig
+) -> Outcome:
     """A model by cross-validation."""
     began = time.perf_counter()
-    said, networks = cross_validated(bags, labels, model)
+    said, networks = cross_validated(bags, labels, model, config=config)
     seconds = time.perf_counter() - began
     recalls = [found for fold, network in networks for found in _recalls(network, bags, fold)]
     recall = float(np.mean(recalls)) if recalls else float("nan")
@@ -181,17 +184,18 @@ def shuffled_labels(truth: npt.NDArray[np.float64], seed: int = 1) -> npt.NDArra
     return labels
 
 
-def report(bags: SimulatedBags, models: Sequence[str]) -> None:
+def report(bags: SimulatedBags, models: Sequence[str], config: MilConfig) -> None:
     """A table, a row a model."""
     truth = bags.planted.any(axis=1).astype(float)
     shuffled = shuffled_labels(truth)
     print(
-        f"{len(truth)} bags of {TILES} tiles, {PLANTED} planted in every other; {FOLDS.folds} folds"
+        f"{len(truth)} bags of {TILES} tiles, {PLANTED} planted in every other; "
+        f"{FOLDS.folds} folds; at most {config.epochs} epochs at {config.learning_rate:g}"
     )
     print("| model | AUROC | recall of planted tiles | AUROC, labels shuffled | s |")
     print("|---|---|---|---|---|")
     for model in ["baseline", *models]:
-        found, none = experiment(bags, truth, model), experiment(bags, shuffled, model)
+        found, none = (experiment(bags, labels, model, config) for labels in (truth, shuffled))
         recall = "" if np.isnan(found.recall) else f"{found.recall:.2f}"
         seconds = found.seconds + none.seconds
         print(f"| {model} | {found.auroc} | {recall} | {none.auroc} | {seconds:.0f} |", flush=True)
@@ -204,9 +208,12 @@ def main() -> None:
     parser.add_argument("--signal", required=True)
     parser.add_argument("--bags", type=int, default=BAGS)
     parser.add_argument("--models", default=",".join(slide_model_names()))
+    parser.add_argument("--epochs", type=int, default=CONFIG.epochs)
+    parser.add_argument("--learning-rate", type=float, default=CONFIG.learning_rate)
     given = parser.parse_args()
     background, signal = (embeddings(given.stores, s) for s in (given.background, given.signal))
-    report(SimulatedBags.drawn(background, signal, given.bags), given.models.split(","))
+    config = replace(CONFIG, epochs=given.epochs, learning_rate=given.learning_rate)
+    report(SimulatedBags.drawn(background, signal, given.bags), given.models.split(","), config)
 
 
 if __name__ == "__main__":

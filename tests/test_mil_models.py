@@ -260,6 +260,43 @@ def test_mean_max_and_linear_are_what_they_say() -> None:
         assert np.allclose(network(bag(20)).logits.detach(), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("block", [7, 4096])
+def test_the_linear_model_standardises_means(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of numbers that differ by little of their size: exactly, and tile by tile."""
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    means = 100 + bag(12, seed=1, dtype=torch.float64) * torch.logspace(-3, 1, DIM)
+    means[:, 2], means[:, 5] = 0, 40.1  # the same in all bags
+    network, tiles = model("linear"), 100 + bag(40)
+    network.prepare(lambda: means)
+    spread = means.numpy().std(axis=0)
+    spread[[2, 5]] = 1
+    np.testing.assert_allclose(network.spread, spread, rtol=1e-6)
+    np.testing.assert_allclose(network.centre, means.numpy().mean(axis=0), rtol=1e-6)
+    found, w = network(tiles), weights(network)
+    z = (tiles.double().numpy() - w["centre"]) / w["spread"]
+    np.testing.assert_allclose(found.embedding, z.mean(axis=0), rtol=1e-5, atol=1e-4)
+    wanted = linear(w, "classify", z)
+    np.testing.assert_allclose(found.contributions, wanted / 40, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.logits.detach(), wanted.mean(axis=0), rtol=1e-4, atol=1e-4)
+    total = found.contributions.sum(dim=0)
+    np.testing.assert_allclose(total, found.logits.detach(), rtol=1e-5, atol=1e-4)
+    assert found.logits.requires_grad
+    assert {n for n, _ in network.named_parameters()} == {"classify.weight", "classify.bias"}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {"linear"}))
+def test_other_models_ask_for_no_means(name: str) -> None:
+    """It would read every bag that is trained on."""
+
+    def asked() -> Tensor:
+        raise AssertionError
+
+    network = StudyNetwork(model(name), covariates=2)
+    before = {n: p.clone() for n, p in network.state_dict().items()}
+    network.prepare(asked)
+    assert all(torch.equal(p, before[n]) for n, p in network.state_dict().items())
+
+
 def test_a_tile_has_the_attention_of_the_maxima_it_gives() -> None:
     network = slide_model("max", 2, 1, hidden=4)
     with torch.no_grad():

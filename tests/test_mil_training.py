@@ -41,6 +41,7 @@ CONFIG = MilConfig(
     arguments={"hidden": 8, "attention_dim": 4}, epochs=4, bags_per_step=5, learning_rate=0.01,
     patience=0,
 )  # fmt: skip
+LINEAR = replace(CONFIG, model="linear", arguments={})
 FOLD = Fold(0, 0, np.arange(0, 18), np.arange(18, 24), np.arange(24, 30))
 
 
@@ -129,10 +130,11 @@ class Stopped(Exception):
     """What stops a training in the middle."""
 
 
+@pytest.mark.parametrize("config", [CONFIG, LINEAR], ids=["abmil", "linear"])
 @pytest.mark.parametrize("at", [4, 6])
-def test_a_training_that_goes_on_is_the_same(tmp_path: Path, at: int) -> None:
+def test_a_training_that_goes_on_is_the_same(tmp_path: Path, at: int, config: MilConfig) -> None:
     """Stopped with its first epoch, or in the middle of its second: equal bytes."""
-    config, tasks = replace(CONFIG, max_tiles=6), (KIND, MONTHS)
+    config, tasks = replace(config, max_tiles=6), (KIND, MONTHS)
 
     def stop(step: int, steps: int, row: Mapping[str, float]) -> None:
         assert steps == 16
@@ -244,6 +246,82 @@ def test_a_step_is_the_loss_of_its_bags_at_once(tmp_path: Path) -> None:
         assert not torch.equal(parameter, before[name])
 
 
+@pytest.mark.parametrize("max_tiles", [0, 3])
+def test_bags_trained_on_alone_say_how_means_are_standardised(
+    tmp_path: Path, max_tiles: int
+) -> None:
+    """With covariates and two tasks; each is read once for it, with as many tiles as taught."""
+    data = examples(KIND, SCORE)
+    tiles = data.bags.tiles  # type: ignore[attr-defined]
+    for index in (*FOLD.validation, *FOLD.test):
+        tiles[index] += 100
+    drawn = {i: drawn_rows(len(tiles[i]), max_tiles, (LINEAR.seed, i)) for i in FOLD.train.tolist()}
+    means = np.stack(
+        [
+            (tiles[i] if rows is None else tiles[i][rows]).astype(np.float64).mean(axis=0)
+            for i, rows in drawn.items()
+        ]
+    )
+    run = training(tmp_path, replace(LINEAR, max_tiles=max_tiles), data=data)
+    asked = data.bags.asked  # type: ignore[attr-defined]
+    assert asked == []
+
+    def stop(step: int, steps: int, row: Mapping[str, float]) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run.run(stop)
+    assert sorted(i for i, _ in asked[: len(FOLD.train)]) == FOLD.train.tolist()
+    assert {i for i, _ in asked} == set(FOLD.train.tolist())
+    result = run.run()
+    for network in (run.network, load_model(run.path, "cpu")[1]):
+        model = network.model
+        np.testing.assert_allclose(model.centre, means.mean(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(model.spread, means.std(axis=0), rtol=1e-5)
+    assert bool(result.validation_sampled) == bool(max_tiles)
+
+
+def test_the_linear_model_learns_from_means_that_differ_by_little(tmp_path: Path) -> None:
+    """By a hundredth of their size: without its standardisation, the same steps learn nothing."""
+    data, random = examples(KIND), np.random.default_rng(2)
+    for index in range(30):
+        tiles = 5 + random.normal(0, 0.05, (8, DIM))
+        tiles[:, 0] += 0.1 * (index % 2)
+        data.bags.tiles[index] = tiles.astype(np.float32)  # type: ignore[attr-defined]
+    data = replace(data, covariates=None)
+    config = replace(LINEAR, epochs=10, learning_rate=0.1)
+    run = training(tmp_path / "one", config, KIND, data=data)
+    assert run.run().validation["type"]["auroc"] == 1
+    assert min(row["loss"] for row in log_rows(tmp_path / "one" / "validation.csv")) < 0.3
+    raw = training(tmp_path / "other", config, KIND, data=data)
+    raw.network.prepare = lambda means: None
+    raw.run()
+    assert min(row["loss"] for row in log_rows(tmp_path / "other" / "validation.csv")) > 0.5
+    logits = fold_predictions(run.network, data.bags, FOLD.test)
+    _, loaded = load_model(run.path, "cpu")
+    np.testing.assert_array_equal(fold_predictions(loaded, data.bags, FOLD.test), logits)
+    assert study_values(run.tasks, logits, data.targets[FOLD.test])["type"]["auroc"] == 1
+
+
+def test_a_linear_model_without_its_standardisation_is_refused(tmp_path: Path) -> None:
+    """As they were before: a file, and a checkpoint to go on from."""
+    from safetensors.torch import load_file, save_file
+
+    run = training(tmp_path, replace(LINEAR, epochs=1))
+    run.run()
+    kept = {k: v for k, v in load_file(run.path).items() if k != "model.centre"}
+    path, record = tmp_path / "old.safetensors", orjson.dumps(run.record.as_json()).decode()
+    save_file(kept, path, {"coverslip.mil": record})
+    with pytest.raises(InvalidConfig, match=r"old.safetensors: model.centre does not fit a model"):
+        load_model(path, "cpu")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for wrong in (None, "no tensor", torch.ones(DIM + 1)):
+        state["network"] |= {"model.spread": wrong}
+        torch.save(state, tmp_path / "checkpoint.pt")
+        with pytest.raises(InvalidConfig, match=r"checkpoint.pt: model.spread does not fit"):
+            training(tmp_path, replace(LINEAR, epochs=1))
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precisions_agree(tmp_path: Path, precision: str) -> None:
     config = replace(CONFIG, epochs=1, precision=precision)
@@ -338,8 +416,9 @@ def test_what_cannot_be_trained(tmp_path: Path) -> None:
 def test_a_bag_that_spoils_it_is_named(tmp_path: Path) -> None:
     data = examples(KIND)
     data.bags.tiles[5][2, 3] = np.nan  # type: ignore[attr-defined]
-    with pytest.raises(InvalidConfig, match="bag 'bag-5': embeddings that are not finite"):
-        training(tmp_path, CONFIG, KIND, data=data).run()
+    for config in (CONFIG, LINEAR):
+        with pytest.raises(InvalidConfig, match="bag 'bag-5': embeddings that are not finite"):
+            training(tmp_path / config.model, config, KIND, data=data).run()
     network = study_network(CONFIG, DIM, 2, 2)
     with pytest.raises(InvalidConfig, match="bag 'bag-5'"):
         fold_predictions(network, data.bags, np.arange(6), data.covariates)

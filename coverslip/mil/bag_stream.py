@@ -61,11 +61,17 @@ def require_tiles(bags: Bags, indices: npt.NDArray[np.int64]) -> None:
         )
 
 
-def mean_embeddings(bags: Bags, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """float64 [b, dim]: the mean over each bag's tiles."""
+def mean_embeddings(
+    bags: Bags, indices: npt.NDArray[np.int64], *, max_tiles: int = 0, seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """float64 [b, dim]: the mean over each bag's tiles.
+
+    max_tiles   of a bag; which ones is drawn by `seed` and the bag's index. 0 for all
+    """
     require_tiles(bags, indices)
+    wanted = ((int(i), drawn_rows(bags.count(int(i)), max_tiles, (seed, int(i)))) for i in indices)
     found = np.empty((len(indices), bags.dim))
-    for row, tiles in enumerate(stream(bags, ((int(i), None) for i in indices))):
+    for row, tiles in enumerate(stream(bags, wanted)):
         found[row] = tiles.mean(axis=0, dtype=np.float64)
     return found
 

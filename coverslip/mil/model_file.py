@@ -118,6 +118,22 @@ def read_record(path: Path) -> MilRecord:
         ) from None
 
 
+def require_weights(path: Path, model: str, weights: Mapping[str, Any], network: nn.Module) -> None:
+    """Raises InvalidConfig, naming the first, where tensors of a file are not those of a network.
+
+    model   its name in the registry
+    """
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    given = {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}
+    if wrong := sorted(
+        (name for name in given.keys() | wanted if given.get(name) != wanted.get(name)), key=str
+    ):
+        raise InvalidConfig(
+            f"{path}: {wrong[0]} does not fit a model {model} of this version of coverslip\n"
+            "  train it again, in another folder"
+        )
+
+
 def load_model(
     path: Path, device: str = "auto", build: Build = study_network
 ) -> tuple[MilRecord, Any]:
@@ -135,11 +151,7 @@ def load_model(
         network = build(record.config, record.dim, record.outputs, record.covariates)
     except (InvalidConfig, UnknownName) as error:
         raise InvalidConfig(f"{path}: {error}") from None
-    weights, wanted = load(path.read_bytes()), network.state_dict()
-    if wrong := sorted(
-        {k for k in weights.keys() ^ wanted.keys()}
-        | {k for k in weights.keys() & wanted.keys() if weights[k].shape != wanted[k].shape}
-    ):
-        raise InvalidConfig(f"{path}: {wrong[0]} does not fit a model {record.config.model}")
+    weights = load(path.read_bytes())
+    require_weights(path, record.config.model, weights, network)
     network.load_state_dict(weights)
     return record, network.to(device).eval().requires_grad_(False)

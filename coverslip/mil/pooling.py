@@ -10,23 +10,45 @@ from torch import Tensor, nn
 from coverslip.mil.blocks import Parts, by_blocks, without_gradient
 from coverslip.mil.slide_model import SlideModel, SlideOutput
 
+SAME = 1e-6
+"""Share of the largest mean embedding below which a spread is float32's rounding."""
+
 
 class LinearModel(SlideModel):
-    """logits = W mean_k(x_k) + b: logistic regression on the mean embedding.
+    """logits = W mean_k(z_k) + b with z = (x - centre) / spread: logistic regression on the mean
+    embedding, standardised.
 
-    No layer but the last learns. Tile k contributes (W x_k + b) / n.
+    centre, spread   (dim): mean and deviation over the mean embeddings of the bags it is trained
+                     on; 0 and 1 until then. The means of many tiles differ by a hundredth of their
+                     size, which gradient steps on x itself hardly see
+
+    No layer but the last learns. Tile k contributes (W z_k + b) / n.
     """
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
         self.outputs = outputs
+        self.register_buffer("centre", torch.zeros(dim))
+        self.register_buffer("spread", torch.ones(dim))
         self.classify = nn.Linear(dim, outputs)
+
+    def prepare(self, means: Callable[[], Tensor]) -> None:
+        """Takes centre and spread from them; the spread of a number that is the same in all bags,
+        but for rounding, is 1."""
+        found = means()  # (bags, dim) float64
+        spread = found.std(dim=0, correction=0)
+        self.centre.copy_(found.mean(dim=0))
+        self.spread.copy_(spread.where(spread > SAME * found.abs().max(), 1))
 
     def forward(self, tiles: Tensor) -> SlideOutput:  # (n, dim)
         return _mean_output(self._part, self.classify, tiles)
 
     def _part(self, rows: Tensor) -> Parts:
-        return rows.sum(dim=0), without_gradient(self.classify, rows)  # (dim), (b, outputs)
+        z = (rows - self.centre) / self.spread  # (b, dim)
+        return z.sum(dim=0), without_gradient(self.classify, z)  # (dim), (b, outputs)
 
 
 class MeanPooling(SlideModel):

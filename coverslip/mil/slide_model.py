@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -39,6 +40,15 @@ class SlideModel(nn.Module, ABC):
     def forward(self, tiles: Tensor) -> SlideOutput:
         """tiles (n, dim) float32, n at least 1. Their order changes nothing but the last bits,
         where the model's paper does not say otherwise."""
+
+    def prepare(self, means: Callable[[], Tensor]) -> None:
+        """Called once, before the first step of a training; most models have nothing to do.
+
+        means   gives float64 (b, dim), the mean embedding of each bag that is trained on. All of
+                them are read for it, so only a model that needs them asks
+
+        What a model keeps of them belongs in buffers, which are saved with its weights.
+        """
 
     def with_own_loss(self, tiles: Tensor, label: int | None) -> tuple[SlideOutput, Tensor]:
         """The same, and a loss of the model's own beside that of its logits: 0 where it has none.

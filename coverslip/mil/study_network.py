@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from coverslip.mil.slide_model import SlideModel, SlideOutput
@@ -38,6 +40,10 @@ class StudyNetwork(nn.Module):
         """
         found: SlideOutput = self.model(tiles)
         return self._beside(found, covariates)
+
+    def prepare(self, means: Callable[[], Tensor]) -> None:
+        """What the model keeps of the bags it is trained on; see `SlideModel.prepare`."""
+        self.model.prepare(means)
 
     def with_own_loss(
         self, tiles: Tensor, covariates: Tensor | None, label: int | None

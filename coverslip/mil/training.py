@@ -19,12 +19,19 @@ from torch import Tensor
 from coverslip.curve import append_row, drop_rows_behind
 from coverslip.durable import replace_file
 from coverslip.errors import InvalidConfig
-from coverslip.mil.bag_stream import drawn_rows, require_tiles, stream
+from coverslip.mil.bag_stream import drawn_rows, mean_embeddings, require_tiles, stream
 from coverslip.mil.bags import Floats
 from coverslip.mil.checkpoint import read_checkpoint, write_checkpoint
 from coverslip.mil.examples import MilExamples
 from coverslip.mil.figures import MAIN, study_values
-from coverslip.mil.model_file import Build, MilRecord, load_model, save_model, study_network
+from coverslip.mil.model_file import (
+    Build,
+    MilRecord,
+    load_model,
+    require_weights,
+    save_model,
+    study_network,
+)
 from coverslip.mil.prediction import autocast, covariate_row, fold_predictions, not_finite, on
 from coverslip.mil.splits import Fold, require_apart
 from coverslip.mil.tasks import Task, task_losses
@@ -127,6 +134,8 @@ class MilTraining:
         observer   told (step, of steps at most, its row) after every step
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.step:
+            self.network.prepare(self._taught_means)
         while self.epoch < self.config.epochs and not self._stale():
             self._train_epoch(observer)
             self.epoch += 1
@@ -136,6 +145,14 @@ class MilTraining:
 
     def _stale(self) -> bool:
         return 0 < self.config.patience <= self.since_best
+
+    def _taught_means(self) -> Tensor:
+        """(b, dim) float64: of the training bags, with `max_tiles` of each."""
+        config, bags, taught = self.config, self.examples.bags, self.fold.train
+        means = mean_embeddings(bags, taught, max_tiles=config.max_tiles, seed=config.seed)
+        if spoilt := np.flatnonzero(~np.isfinite(means).all(axis=1)).tolist():
+            raise not_finite(bags, int(taught[spoilt[0]]), means[spoilt[0]])
+        return torch.from_numpy(means)
 
     def _train_epoch(self, observer: Observer | None) -> None:
         config, bags = self.config, self.examples.bags
@@ -310,11 +327,13 @@ class MilTraining:
         write_checkpoint(self.folder / "checkpoint.pt", self._identity(), state)
 
     def _resume(self) -> None:
-        state = read_checkpoint(self.folder / "checkpoint.pt", self._identity(), self.device)
+        path = self.folder / "checkpoint.pt"
+        state = read_checkpoint(path, self._identity(), self.device)
         if state is None:
             for name in CURVES:
                 (self.folder / name).unlink(missing_ok=True)
             return
+        require_weights(path, self.config.model, state["network"], self.network)
         self.network.load_state_dict(state["network"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
