@@ -13,6 +13,7 @@ import typer
 if TYPE_CHECKING:
     from coverslip.engine.config import RunConfig
     from coverslip.engine.nucleus_training import TrainedHead
+    from coverslip.engine.scheduling import Scheduling
 
 
 def names_in(text: str) -> tuple[str, ...]:
@@ -36,6 +37,14 @@ def settings_from(parameters: dict[str, Any], config: Path | None) -> RunConfig:
     return RunConfig.from_toml(config, **named) if config else RunConfig(**named)
 
 
+def scheduling_from(parameters: dict[str, Any]) -> Scheduling:
+    """Who works on the slides, as the flags say."""
+    from coverslip.engine.scheduling import Scheduling
+
+    flags = ("scheduler", "slurm", "workers", "shard", "stage", "stage_limit")
+    return Scheduling.of(**{flag: parameters[flag] for flag in flags})
+
+
 def execute(
     slides: Sequence[str],
     output: Path,
@@ -43,6 +52,7 @@ def execute(
     settings: RunConfig,
     json: bool,
     debug: bool,
+    scheduling: Scheduling | None = None,
 ) -> None:
     """Run, show progress, print the summary (or JSON); exit code 1 where a slide failed.
 
@@ -55,8 +65,14 @@ def execute(
     job = Run.over(slides, output, settings, recursive=recursive)
     if job.remark:
         print(f"coverslip: {job.remark}", file=sys.stderr)
-    with stoppable(), RunProgress(total=len(job.slides), shown=not json) as progress:
-        results = job.execute(observer=progress.observe, on_result=progress.finished, debug=debug)
+    total = len(scheduling.own(job.slides) if scheduling else job.slides)
+    with stoppable(), RunProgress(total, shown=not json) as progress:
+        results = job.execute(
+            scheduling=scheduling,
+            observer=progress.observe,
+            on_result=progress.finished,
+            debug=debug,
+        )
     for result in results if json else ():
         print_json(asdict(result))
     if not json:

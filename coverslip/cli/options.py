@@ -173,5 +173,38 @@ CrossCheck = Annotated[
     bool | None,
     typer.Option("--cross-check/--no-cross-check", help="Compare a tile with OpenSlide. [yes]"),
 ]
+Shard = Annotated[
+    str,
+    typer.Option(
+        "--shard", metavar="I/N", help="Only the I-th of N parts of the slides, from 1: job arrays."
+    ),
+]
+Scheduler = Annotated[
+    str,
+    typer.Option(
+        "--scheduler",
+        metavar="dask|ADDRESS",
+        help="Dask hands out the slides: to workers here, or to those of tcp://node1:8786.",
+    ),
+]
+Slurm = Annotated[
+    str,
+    typer.Option(
+        "--slurm",
+        metavar="OPTIONS",
+        help="Workers in Slurm's jobs; sbatch's options, such as "
+        "partition=gpu,time=8:00:00,mem=32G,cpus-per-task=8,gpus=1",
+    ),
+]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Of --scheduler dask or --slurm. [one a GPU, or a job]")
+]
+Stage = Annotated[
+    Path | None,
+    typer.Option("--stage", help="Local folder: slides are copied there ahead of being read."),
+]
+StageLimit = Annotated[
+    float, typer.Option("--stage-limit", help="GB of copies at once, of each process. [200]")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per slide on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]

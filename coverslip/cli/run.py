@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from coverslip.cli import debugging, options
-from coverslip.cli.execution import execute, print_plan, settings_from
+from coverslip.cli.execution import execute, print_plan, scheduling_from, settings_from
 
 
 def run(
@@ -49,12 +49,21 @@ def run(
     threads: options.Threads = None,
     read_timeout: options.ReadTimeout = None,
     cross_check: options.CrossCheck = None,
+    shard: options.Shard = "",
+    scheduler: options.Scheduler = "",
+    slurm: options.Slurm = "",
+    workers: options.Workers = 0,
+    stage: options.Stage = None,
+    stage_limit: options.StageLimit = 0.0,
     dry_run: options.DryRun = False,
     json: options.Json = False,
 ) -> None:
-    """Everything for a folder of slides: tissue, tiles, embeddings, nuclei, exports, report."""
-    settings = settings_from(context.params, config)
+    """Everything for a folder of slides: tissue, tiles, embeddings, nuclei, exports, report.
+
+    Any number of runs may share an output folder, from any number of machines.
+    """
+    settings, scheduling = settings_from(context.params, config), scheduling_from(context.params)
     if dry_run:
         print_plan(slides, recursive, settings)
     else:
-        execute(slides, output, recursive, settings, json, debugging(context))
+        execute(slides, output, recursive, settings, json, debugging(context), scheduling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+import orjson
+
+from coverslip import __version__
 from coverslip.errors import InvalidConfig
 from coverslip.settings import toml_content
 
@@ -18,6 +22,8 @@ Pixels = Literal["none", "jpeg", "lossless"]
 Image = Literal["none", "carried", "portable"]
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
 Stain = Literal["none", "macenko", "vahadane", "ruifrok", "reinhard"]
+HOW = ("device", "batch", "compile", "threads", "read_timeout", "cross_check")
+"""Settings that do not decide what is made."""
 EXPORTS = ("geojson", "h5", "clam", "stamp", "parquet")
 
 
@@ -151,6 +157,13 @@ class RunConfig:
             not self.weights or len(self.encoder) == 1 or Path(self.weights).is_dir(),
             "one file of weights goes with exactly one encoder; name a folder for several",
         )
+
+    @property
+    def digest(self) -> str:
+        """The same for settings that make the same, by the same version of the engine."""
+        made = {n: v for n, v in dataclasses.asdict(self).items() if n not in HOW}
+        content = orjson.dumps([__version__, made], option=orjson.OPT_SORT_KEYS)
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
 
     @classmethod
     def from_toml(cls, path: str | PathLike[str], **overrides: Any) -> RunConfig:

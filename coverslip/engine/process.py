@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from coverslip.engine.opening import open_for_run
 from coverslip.engine.pixel_pass import run_pixel_pass
 from coverslip.engine.result import SlideResult
 from coverslip.engine.slide_stage import embed_slide
+from coverslip.engine.staging import StagedSlide
 from coverslip.engine.stain_stage import stain_normalizer, target_profile
 from coverslip.engine.survey import Survey, grid_for, region_for
+from coverslip.errors import CoverslipError, StoreBusy
 from coverslip.tiling.lock import lock
 from coverslip.tiling.overlay import overview
 from coverslip.tiling.quality import QualityLimits
@@ -112,6 +115,45 @@ class RunContext:
     def stain_target(self) -> StainProfile:
         """Whose colours tiles take; read or fitted once."""
         return target_profile(self.config)
+
+
+def process_or_explain(
+    path: str,
+    slide_id: str,
+    context: RunContext,
+    debug: bool,
+    staged: StagedSlide | None = None,
+) -> SlideResult | None:
+    """One slide's row, whatever happens to it; None where another process has it in hand.
+
+    staged   where it is read from, if not at `path`
+    debug    bugs propagate
+    """
+    journal, read_from = context.journal, staged.path if staged else path
+    journal.write("slide", slide=slide_id, file=file_name(path))
+    try:
+        result = process_slide(read_from, slide_id, context)
+        if staged and staged.remark:
+            result.flags.append(staged.remark)
+    except StoreBusy as error:
+        journal.write("slide put off", slide=slide_id, problem=error.problem)
+        return None
+    except CoverslipError as error:
+        if debug:
+            journal.write("traceback", slide=slide_id, text=traceback.format_exc())
+        reason = str(error).replace(read_from, path)
+        result = SlideResult(slide_id, file_name(path), status="failed", reason=reason)
+    except Exception as error:
+        if debug:
+            raise
+        journal.write("traceback", slide=slide_id, text=traceback.format_exc())
+        reason = (
+            f"{file_name(path)}: unexpected {type(error).__name__}: {error}\n"
+            "  this is a fault of the engine; run with --debug for the traceback"
+        )
+        result = SlideResult(slide_id, file_name(path), status="failed", reason=reason)
+    journal.write("slide ended", settings=context.config.digest, **asdict(result))
+    return result
 
 
 def process_slide(path: str, slide_id: str, context: RunContext) -> SlideResult:

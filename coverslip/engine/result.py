@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +58,38 @@ class SlideResult:
     @property
     def total_seconds(self) -> float:
         return sum(self.seconds.values())
+
+
+def result_of_event(event: Mapping[str, Any]) -> SlideResult | None:
+    """The row of a journal's "slide ended"; None where that is not what a run writes."""
+    values: dict[str, Any] = {f.name: event.get(f.name) for f in fields(SlideResult)}
+    for name in ("size", "mpp"):
+        pair = values[name]
+        if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_number, pair)):
+            return None
+        values[name] = tuple(pair)
+    for name in ("slide", "file", "reason", "mpp_source", "reader", "bottleneck", "stained",
+                 "overview"):  # fmt: skip
+        if not isinstance(values[name], str):
+            return None
+    for name in ("flags", "files", "samples"):
+        texts = values[name]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            return None
+    seconds = values["seconds"]
+    sound = (
+        values["status"] in get_args(Status)
+        and all(_is_number(values[name]) for name in ("tiles", "tissue_mm2", "bad_tiles"))
+        and (values["nuclei"] is None or _is_number(values["nuclei"]))
+        and isinstance(seconds, dict)
+        and all(map(_is_number, seconds.values()))
+        and isinstance(values["stain"], dict | None)
+    )
+    return SlideResult(**values) if sound else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import traceback
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +16,20 @@ from coverslip.durable import make_folder, remove_unfinished, unfinished_prefix
 from coverslip.engine.config import RunConfig
 from coverslip.engine.disclosure import name_remark
 from coverslip.engine.exports import WRITERS
-from coverslip.engine.journal import Journal
-from coverslip.engine.process import Observer, RunContext, process_slide
+from coverslip.engine.journal import Journal, JournalTail
+from coverslip.engine.process import Observer, RunContext, process_or_explain
 from coverslip.engine.processors import available_processors
 from coverslip.engine.report import write_report
-from coverslip.engine.result import SlideResult
+from coverslip.engine.result import SlideResult, result_of_event
+from coverslip.engine.scheduling import Scheduling, Slide
 from coverslip.engine.sharing import devices_of, share_slides
+from coverslip.engine.slide_queue import LOOK_S, SlideQueue
 from coverslip.engine.slide_stage import check_slide_encoders
-from coverslip.errors import CoverslipError, StoreError
+from coverslip.engine.staging import ReadAhead
+from coverslip.errors import StoreError
 from coverslip.kernels.warm_up import KernelFamily, warm_up
 from coverslip.tiling.lock import remove_abandoned_claims
-from coverslip.wsi.naming import file_name, slide_name
+from coverslip.wsi.naming import slide_name
 from coverslip.wsi.opening import slide_paths
 
 
@@ -37,7 +41,7 @@ class Run:
     output     folder of stores, exports, journal and report
     """
 
-    slides: tuple[tuple[str, str], ...]
+    slides: tuple[Slide, ...]
     output: Path
     config: RunConfig
 
@@ -57,26 +61,32 @@ class Run:
     def execute(
         self,
         *,
+        scheduling: Scheduling | None = None,
         observer: Observer | None = None,
         on_result: Callable[[SlideResult], None] | None = None,
         debug: bool = False,
     ) -> list[SlideResult]:
-        """Process every slide; returns a result for each, in order.
+        """Process every slide; returns a result for each of this shard's, in order.
 
-        observer    called with (slide id, stage, done, total) while pixels are read
-        on_result   called after each slide
-        debug       let unexpected exceptions (bugs) propagate
+        Any number of runs may work in one folder at once, on one machine or many: each takes the
+        slides that no other has in hand, and all of them end when all slides are done.
+
+        scheduling   who works on the slides; this process by default
+        observer     called with (slide id, stage, done, total) while pixels are read
+        on_result    called after each slide
+        debug        let unexpected exceptions (bugs) propagate, where this process works alone
 
         Raises StoreError where the output folder cannot be written at all; InvalidConfig where a
-        slide encoder does not fit the tiles.
+        slide encoder does not fit the tiles; MissingPackage.
         """
+        scheduling, observer = scheduling or Scheduling(), observer or _silent
         check_slide_encoders(self.config)
         _make_writable(self.output)
         _clear_up(self.output)
-        keep = self.config.keep_identifiers
+        own, keep = scheduling.own(self.slides), self.config.keep_identifiers
         with Journal(self.output, keep) as journal:
-            journal.write("run", slides=len(self.slides), config=dataclasses.asdict(self.config))
-            devices = devices_of(self.config.device)
+            config = dataclasses.asdict(self.config)
+            journal.write("run", slides=len(self.slides), own=len(own), config=config)
             done: dict[str, SlideResult] = {}
 
             def finished(result: SlideResult) -> None:
@@ -84,16 +94,68 @@ class Run:
                 if on_result is not None:
                     on_result(result)
 
-            if len(devices) > 1:
-                share_slides(self, devices, journal, observer or _silent, finished)
-            else:
-                context = self.context(journal, devices[0], observer=observer or _silent)
-                for path, slide_id in self.slides:
-                    finished(process_or_explain(path, slide_id, context, debug))
-            results = [done[slide_id] for _, slide_id in self.slides]
-            write_report(self.output, results, settings_as_toml(self.config), keep)
+            queue = SlideQueue(own, self.output, self.config.digest, finished)
+            self._work_off(queue, scheduling, journal, observer, debug)
+            results = [done[slide_id] for _, slide_id in own]
+            self._report(done)
             journal.write("run ended", counts=Counter(r.status for r in results))
         return results
+
+    def _work_off(
+        self,
+        queue: SlideQueue,
+        scheduling: Scheduling,
+        journal: Journal,
+        observer: Observer,
+        debug: bool,
+    ) -> None:
+        if scheduling.distributed:
+            from coverslip.engine.dask_workers import share_over_dask
+
+            share_over_dask(self, queue, scheduling, journal, observer)
+            return
+        devices, staging = devices_of(self.config.device), scheduling.staging
+        with ExitStack() as stack:
+            copies: ReadAhead | None = None
+            if staging is not None:
+                ahead = ReadAhead([path for path, _ in queue.waiting], staging, len(devices))
+                copies = stack.enter_context(ahead)
+            if len(devices) > 1:
+                share_slides(self, devices, queue, copies, journal, observer)
+            else:
+                context = self.context(journal, devices[0], observer=observer)
+                _work_off_alone(queue, copies, context, debug)
+
+    def _report(self, done: dict[str, SlideResult]) -> None:
+        """Of all slides: those of other shards as journals tell of them. It is written again where
+        they told more meanwhile, so that whoever comes last has written all."""
+        others = {slide_id for _, slide_id in self.slides} - done.keys()
+        told: dict[str, tuple[float, SlideResult]] = {}
+        tail = JournalTail(self.output)
+        written = False
+        while self._hear(tail, others, told) or not written:
+            rows = {**{slide: row for slide, (_, row) in told.items()}, **done}
+            results = [rows[slide_id] for _, slide_id in self.slides if slide_id in rows]
+            settings = settings_as_toml(self.config)
+            write_report(self.output, results, settings, self.config.keep_identifiers)
+            written = True
+
+    def _hear(
+        self, tail: JournalTail, others: set[str], told: dict[str, tuple[float, SlideResult]]
+    ) -> bool:
+        """Whether journals told more of other shards' slides, of these settings."""
+        if not others:
+            return False
+        more = False
+        for event in tail.news():
+            if event.get("event") != "slide ended" or event.get("slide") not in others:
+                continue
+            result, when = result_of_event(event), float(event["time"])
+            if result is None or event.get("settings") != self.config.digest:
+                continue
+            if result.slide not in told or told[result.slide][0] <= when:
+                told[result.slide], more = (when, result), True
+        return more
 
     @property
     def remark(self) -> str:
@@ -115,34 +177,30 @@ class Run:
         )
 
 
+def _work_off_alone(
+    queue: SlideQueue, copies: ReadAhead | None, context: RunContext, debug: bool
+) -> None:
+    """One slide after the other, in this process."""
+    while not queue.over:
+        slide = queue.next()
+        if slide is None:  # others have the rest in hand
+            time.sleep(LOOK_S / 4)
+            continue
+        path, slide_id = slide
+        staged = copies.slide(path) if copies else None
+        try:
+            queue.take(slide, process_or_explain(path, slide_id, context, debug, staged))
+        finally:
+            if copies:
+                copies.release(path)
+
+
 def _warm_kernels(config: RunConfig) -> None:
     """Begin to compile what the run will need while the first slide is opened."""
     families: list[KernelFamily] = ["resample"]
     families += ["stain"] if config.stain != "none" or config.nuclei else []
     families += ["labels"] if config.nuclei else []
     warm_up(families)
-
-
-def process_or_explain(path: str, slide_id: str, context: RunContext, debug: bool) -> SlideResult:
-    """One slide's row, whatever happens to it; bugs propagate where `debug`."""
-    context.journal.write("slide", slide=slide_id, file=file_name(path))
-    try:
-        result = process_slide(path, slide_id, context)
-    except CoverslipError as error:
-        if debug:
-            context.journal.write("traceback", slide=slide_id, text=traceback.format_exc())
-        result = SlideResult(slide_id, file_name(path), status="failed", reason=str(error))
-    except Exception as error:
-        if debug:
-            raise
-        context.journal.write("traceback", slide=slide_id, text=traceback.format_exc())
-        reason = (
-            f"{file_name(path)}: unexpected {type(error).__name__}: {error}\n"
-            "  this is a fault of the engine; run with --debug for the traceback"
-        )
-        result = SlideResult(slide_id, file_name(path), status="failed", reason=reason)
-    context.journal.write("slide ended", **dataclasses.asdict(result))
-    return result
 
 
 def slide_ids(paths: Sequence[str]) -> tuple[tuple[str, str], ...]:

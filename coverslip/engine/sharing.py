@@ -10,8 +10,8 @@ import contextlib
 import multiprocessing
 import re
 import signal
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 
 from coverslip.engine.journal import Journal
 from coverslip.engine.result import SlideResult
+from coverslip.engine.scheduling import Slide
+from coverslip.engine.slide_queue import LOOK_S, SlideQueue
+from coverslip.engine.staging import ReadAhead
 from coverslip.errors import InvalidConfig
 from coverslip.wsi.naming import file_name
 
@@ -53,48 +56,63 @@ class _Worker:
     device: str
     process: BaseProcess
     line: Connection
-    slide: tuple[str, str] | None = None
+    slide: Slide | None = None
+    handing: Future[None] | None = None
+
+    def hand_over(self, slide: Slide, copies: ReadAhead | None) -> None:
+        """A slide to the process, once it is copied where it has to be."""
+        staged = copies.slide(slide[0]) if copies else None
+        with contextlib.suppress(OSError):  # it has died: seen where its line is listened to
+            self.line.send((*slide, staged))
 
 
 def share_slides(
     run: Run,
     devices: Sequence[str],
+    queue: SlideQueue,
+    copies: ReadAhead | None,
     journal: Journal,
     observer: Observer,
-    on_result: Callable[[SlideResult], None],
 ) -> None:
     """Process all slides of a run, one process per device; results come as they are ready."""
-    waiting = deque(run.slides)
-    workers = [_begun(run, device, len(devices)) for device in devices[: len(waiting)]]
-    try:
-        while workers:
-            for worker in workers:
-                if worker.slide is None and waiting:
-                    worker.slide = waiting.popleft()
-                    with contextlib.suppress(OSError):  # it has died: seen below
-                        worker.line.send(worker.slide)
-            idle = [worker for worker in workers if worker.slide is None]
-            for worker in idle:  # nothing is left for it
-                workers.remove(worker)
-                _ended(worker)
-            ready = wait([worker.line for worker in workers]) if workers else []
-            for worker in [w for w in workers if w.line in ready]:
-                try:
-                    message = worker.line.recv()
-                except (EOFError, OSError):
-                    workers.remove(worker)
-                    on_result(_died(worker, journal))
-                    if waiting:
-                        workers.append(_begun(run, worker.device, len(devices)))
-                    continue
-                if isinstance(message, SlideResult):
+    workers = [_begun(run, device, len(devices)) for device in devices[: len(queue.waiting)]]
+    with ThreadPoolExecutor(max(1, len(workers))) as hands:
+        try:
+            while not queue.over:
+                for worker in [worker for worker in workers if worker.slide is None]:
+                    worker.slide = queue.next()
+                    if worker.slide is not None:
+                        worker.handing = hands.submit(worker.hand_over, worker.slide, copies)
+                for worker in _spoken(workers):
+                    assert worker.slide is not None
+                    died = False
+                    try:
+                        message = worker.line.recv()
+                    except (EOFError, OSError):
+                        message, died = _died(worker, journal), True
+                    if isinstance(message, tuple):
+                        observer(*message)
+                        continue
+                    if copies:
+                        copies.release(worker.slide[0])
+                    queue.take(worker.slide, message)
                     worker.slide = None
-                    on_result(message)
-                else:
-                    observer(*message)
-    finally:
-        for worker in workers:
-            _ended(worker)
+                    if died:
+                        workers.remove(worker)
+                        if not queue.over:
+                            workers.append(_begun(run, worker.device, len(devices)))
+        finally:
+            for worker in workers:
+                _ended(worker)
+
+
+def _spoken(workers: Sequence[_Worker]) -> list[_Worker]:
+    """Those with a slide that have something to say; after a while, none."""
+    for worker in workers:
+        if worker.handing is not None and worker.handing.done():
+            worker.handing.result()  # its error, if it had one
+    busy = {worker.line: worker for worker in workers if worker.slide is not None}
+    return [busy[line] for line in wait(busy, LOOK_S / 4)]  # type: ignore[index]
 
 
 def _begun(run: Run, device: str, sharing: int) -> _Worker:
@@ -135,7 +153,7 @@ def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
     """What a process does: slides come down the line, progress and results go up."""
     import time
 
-    from coverslip.engine.run import process_or_explain
+    from coverslip.engine.process import process_or_explain
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     said = 0.0
@@ -151,8 +169,8 @@ def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
         context = run.context(journal, device, observer=observe, sharing=sharing)
         _limit_threads(context.threads)
         while True:
-            path, slide_id = line.recv()
-            line.send(process_or_explain(path, slide_id, context, debug=False))
+            path, slide_id, staged = line.recv()
+            line.send(process_or_explain(path, slide_id, context, False, staged))
 
 
 def _limit_threads(count: int) -> None:
