@@ -17,7 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
     from coverslip.engine.process import Observer, RunContext
     from coverslip.engine.run import Run
 
-DEATHS = 2
-"""So many workers may die over a slide before it is given up: the third time it is the slide."""
+DEATHS = 1
+"""So many may befall the worker that has a slide before it comes back. Those that lay beside it
+come back, too, so each gets another chance before it is given up."""
 PROCESSORS_EACH = 4
 """Of a worker on this machine, where nobody says how many workers there are to be."""
 CONNECT_S = 30
@@ -63,16 +64,18 @@ def share_over_dask(
             raise MissingPackage("sharing slides by Dask", str(error.name), extra) from None
         topic = f"coverslip-{uuid.uuid4().hex}"
         client.subscribe_topic(topic, lambda event: observer(*event[1]))
-        distribution = _Distribution(client, _portable(run), scheduling.staging, topic, gpus)
+        distribution = _Distribution(
+            client, _portable(run), scheduling.staging, topic, gpus, observer
+        )
         stack.callback(distribution.drop)
         while not queue.over:
             while distribution.room() and (slide := queue.next()) is not None:
                 distribution.hand_out(slide)
             for slide, result in distribution.returned():
                 if isinstance(result, str):
-                    journal.write("worker died", slide=slide[1], problem=result)
                     reason = f"{file_name(slide[0])}: {result}"
                     result = SlideResult(slide[1], file_name(slide[0]), "failed", reason)
+                    journal.write("slide ended", **asdict(result))
                 queue.take(slide, result)
 
 
@@ -80,22 +83,38 @@ class _Distribution:
     """Slides that are with Dask's workers."""
 
     def __init__(
-        self, client: Client, run: Run, staging: Staging | None, topic: str, gpus: bool
+        self,
+        client: Client,
+        run: Run,
+        staging: Staging | None,
+        topic: str,
+        gpus: bool,
+        observer: Observer,
     ) -> None:
         self._client, self._common = client, (run, staging, topic)
         self._resources = {"GPU": 1} if gpus else None
         self._with: dict[Future, Slide] = {}
+        self._tried: set[Slide] = set()
+        self._observer, self._some = observer, True
         self._counted, self._threads = -60.0, 0
         self._sharing: Counter[str] = Counter()
 
     def room(self) -> bool:
-        """Whether workers want more: each has one in hand and the next to begin with at once."""
+        """Whether a worker has nothing in hand. None gets slides in advance: they would count as
+        those that it died over."""
         if time.monotonic() - self._counted > LOOK_S:  # workers come and go
             self._counted = time.monotonic()
             workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
             self._threads = sum(int(worker["nthreads"]) for worker in workers)
             self._sharing = Counter(str(worker["host"]) for worker in workers)
-        return len(self._with) < max(2, 2 * self._threads)
+            self._tell_of_none()
+        return len(self._with) < max(1, self._threads)
+
+    def _tell_of_none(self) -> None:
+        """Jobs may wait in Slurm's queue for hours."""
+        if bool(self._threads) != self._some:
+            self._some = bool(self._threads)
+            self._observer("Dask", "waiting for workers", int(self._some), 1)
 
     def hand_out(self, slide: Slide) -> None:
         sharing = max(self._sharing.values(), default=1)
@@ -128,10 +147,13 @@ class _Distribution:
             error = future.exception()
             if error is None:
                 yield slide, future.result()
+            elif slide not in self._tried:
+                self._tried.add(slide)
+                self.hand_out(slide)
             elif isinstance(error, KilledWorker):
                 yield (
                     slide,
-                    f"{DEATHS + 1} workers died over it\n"
+                    "worker after worker died over it\n"
                     "  where they ran out of memory, give each more, or use fewer; what was "
                     "finished is kept, and the next run goes on from there",
                 )
@@ -156,8 +178,7 @@ def _connected(run: Run, scheduling: Scheduling) -> Iterator[tuple[Client, bool]
     import dask
     from distributed import Client
 
-    for name in ("distributed.shuffle", "distributed.nanny", "distributed.worker"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # rows tell what went wrong
     if "://" in scheduling.scheduler:
         if len(devices_of(run.config.device)) > 1:
             raise InvalidConfig("a Dask worker has one device: start a worker for each GPU")

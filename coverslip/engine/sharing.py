@@ -12,7 +12,7 @@ import re
 import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
@@ -146,7 +146,9 @@ def _died(worker: _Worker, journal: Journal) -> SlideResult:
         "kept, and the next run goes on from there"
     )
     journal.write("process died", slide=slide_id, device=worker.device, how=how)
-    return SlideResult(slide_id, file_name(path), status="failed", reason=reason)
+    result = SlideResult(slide_id, file_name(path), status="failed", reason=reason)
+    journal.write("slide ended", **asdict(result))
+    return result
 
 
 def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
