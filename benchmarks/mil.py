@@ -1,7 +1,7 @@
 """Do slide-level models learn what is there, and nothing where nothing is?
 
 python benchmarks/mil.py STORES --background SLIDE --signal SLIDE [--models abmil,clam-sb]
-    [--bags 80] [--epochs 16] [--learning-rate 5e-4]
+    [--bags 80] [--epochs 16] [--learning-rate 5e-4] [--patience 5] [--arguments JSON]
 
 STORES        a run's output folder with embeddings: coverslip features SLIDES -o STORES
 background    slide whose tiles fill all bags
@@ -16,6 +16,7 @@ are among those that get the most attention (as many as are planted): a bag's re
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -210,9 +211,17 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(slide_model_names()))
     parser.add_argument("--epochs", type=int, default=CONFIG.epochs)
     parser.add_argument("--learning-rate", type=float, default=CONFIG.learning_rate)
+    parser.add_argument("--patience", type=int, default=CONFIG.patience)
+    parser.add_argument("--arguments", type=json.loads, default={}, help="of the models, as JSON")
     given = parser.parse_args()
     background, signal = (embeddings(given.stores, s) for s in (given.background, given.signal))
-    config = replace(CONFIG, epochs=given.epochs, learning_rate=given.learning_rate)
+    config = replace(
+        CONFIG,
+        epochs=given.epochs,
+        learning_rate=given.learning_rate,
+        patience=given.patience,
+        arguments=given.arguments,
+    )
     report(SimulatedBags.drawn(background, signal, given.bags), given.models.split(","), config)
 
 

@@ -414,9 +414,9 @@ def _kill_whoever_holds(path: Path, times: int = 4) -> None:
 
 
 class TestSlurm:
-    def test_the_job_is_what_was_asked_for(self) -> None:
+    def test_the_job_is_what_was_asked_for(self, tmp_path: Path) -> None:
         text = "partition=gpu,time=2-12:00:00,mem=32G,cpus-per-task=8,gpus=1,constraint=a100,,h100"
-        cluster, gpus = _slurm(Scheduling.of(slurm=text, workers=3))
+        cluster, gpus = _slurm(Run((), tmp_path, CONFIG), Scheduling.of(slurm=text, workers=3))
         try:
             script = cluster.job_script()
         finally:

@@ -201,7 +201,7 @@ def _connected(run: Run, scheduling: Scheduling) -> Iterator[tuple[Client, bool]
     }
     with dask.config.set(settings):
         slurm = scheduling.slurm
-        cluster, gpus = _slurm(scheduling) if slurm else _local(run, scheduling)
+        cluster, gpus = _slurm(run, scheduling) if slurm else _local(run, scheduling)
         with cluster, Client(cluster) as client:
             yield client, gpus
 
@@ -236,8 +236,9 @@ def _local(run: Run, scheduling: Scheduling) -> tuple[Cluster, bool]:
     return cluster, bool(gpus)
 
 
-def _slurm(scheduling: Scheduling) -> tuple[Cluster, bool]:
-    """Workers in jobs of Slurm's, kept at their number: a job that ends is followed by another."""
+def _slurm(run: Run, scheduling: Scheduling) -> tuple[Cluster, bool]:
+    """Workers in jobs of Slurm's, kept at their number: a job that ends is followed by another.
+    What they print goes to `slurm/` in the output folder."""
     from dask_jobqueue import SLURMCluster
 
     options = dict(scheduling.slurm)
@@ -264,6 +265,7 @@ def _slurm(scheduling: Scheduling) -> tuple[Cluster, bool]:
             ],
             worker_extra_args=["--resources", f"GPU={threads}"] if gpus else [],
             python=sys.executable,
+            log_directory=str(run.output.absolute() / "slurm"),
         )
     except ValueError as error:
         raise InvalidConfig(f"slurm: {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +15,7 @@ from coverslip.engine.scheduling import Slide
 from coverslip.errors import CoverslipError
 from coverslip.tiling.lock import is_free
 from coverslip.tiling.store import SlideStore
+from coverslip.worker_identity import place
 from coverslip.wsi.fingerprint import fingerprint
 
 LOOK_S = 2.0
@@ -61,9 +64,20 @@ class SlideQueue:
             self._look_at_put_off()
         while self._waiting:
             slide = self._waiting.popleft()
-            if not self._done_elsewhere(slide):
+            if self._done_elsewhere(slide):
+                continue
+            if is_free(self._store(slide)):
                 return slide
+            self._put_off.append(slide)
+            self._go_elsewhere()
         return None
+
+    def _go_elsewhere(self) -> None:
+        """Another run is here in the list: each goes on at a place of its own, instead of side by
+        side."""
+        if self._waiting:
+            own = hashlib.blake2b(f"{place()} {os.getpid()}".encode(), digest_size=4).digest()
+            self._waiting.rotate(int.from_bytes(own, "big") % len(self._waiting))
 
     def finished(self, result: SlideResult) -> None:
         """A slide has its row."""
