@@ -28,8 +28,10 @@ sys.path.insert(0, str(REPOSITORY / "tests"))
 
 from faulty_runs import (  # noqa: E402
     OPTIONS,
+    Prepared,
     counted_operations,
     differences,
+    impatient,
     jumping_clock,
     killed_at,
     refused_from,
@@ -69,10 +71,10 @@ class Bench:
         except StoreError:  # there is none yet
             return False
 
-    def resumed(self, output: Path) -> tuple[int, int]:
+    def resumed(self, output: Path, prepared: Prepared | None = None) -> tuple[int, int]:
         """(lost, wrong) after the same command was given again."""
         wrong = int(self.looks_wrong(output))
-        ended = run_in_fork(self.slide, output)
+        ended = run_in_fork(self.slide, output, prepared=prepared)
         lost, different = differences(results(output), self.wanted)
         if ended.code or lost or different or wrong:
             print(f"{output}: {ended.code}, {lost} lost, {different} wrong, {wrong}: {ended.said}")
@@ -125,7 +127,7 @@ def power_cuts(bench: Bench) -> tuple[int, int]:
     kept = output.with_name(f"{output.name}.kept")
     run_in_fork(bench.slide, output, prepared=Recorder(log, kept, at))
     cut_power(log, output, bench.draw)
-    return bench.resumed(output)
+    return bench.resumed(output, impatient)
 
 
 def clock_jumps(bench: Bench) -> tuple[int, int]:

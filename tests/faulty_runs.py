@@ -156,6 +156,14 @@ def refused_from(operation: int, number: int, most: int = 10**9) -> Prepared:
     return DiskOperations(act)
 
 
+def impatient(output: Path) -> None:
+    """Watches locks of another start of the machine for a moment instead of two minutes."""
+    from coverslip.engine import run, slide_queue
+    from coverslip.tiling import lock
+
+    lock.SILENT_S, run.LOOK_S, slide_queue.LOOK_S = 0.2, 0.1, 0.1
+
+
 def jumping_clock(seed: int) -> Prepared:
     """The wall clock jumps by up to a day either way, again and again."""
 

@@ -75,6 +75,10 @@ def alone(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return found
 
 
+def unheard(slide: str, stage: str, done: int, total: int) -> None:
+    """An observer."""
+
+
 def rows(output: Path) -> Counter[tuple[str, str]]:
     """How often each slide ended how, as the journals tell."""
     events = [e for e in read_journals(output) if e["event"] == "slide ended"]
@@ -184,7 +188,7 @@ class TestSeveralRuns:
         Run.over([slides], tmp_path, CONFIG).execute()
         given = [(str(slides / f"slide-{n}.tif"), f"slide-{n}") for n in range(3)]
         told: list[SlideResult] = []
-        queue = SlideQueue(given, tmp_path, CONFIG.digest, told.append)
+        queue = SlideQueue(given, tmp_path, CONFIG.digest, told.append, unheard)
         done = next(e for e in read_journals(tmp_path) if e["event"] == "slide ended")
         with Journal(tmp_path) as journal:  # as another run writes meanwhile
             for slide, changes in (
@@ -206,7 +210,7 @@ class TestSeveralRuns:
     ) -> None:
         monkeypatch.setattr("coverslip.engine.slide_queue.LOOK_S", 0.0)
         other = (str(slides / "slide-1.tif"), "slide-0")
-        queue = SlideQueue([other], tmp_path, CONFIG.digest, lambda result: None)
+        queue = SlideQueue([other], tmp_path, CONFIG.digest, lambda _: None, unheard)
         Run(((str(slides / "slide-0.tif"), "slide-0"),), tmp_path, CONFIG).execute()
         assert queue.next() == other
 
@@ -230,14 +234,19 @@ class TestSeveralRuns:
         holding.start()
         held.wait(30)
         order: list[str] = []
+        waited: set[tuple[str, str]] = set()
+
+        def observe(slide: str, stage: str, done: int, total: int) -> None:
+            waited.add((slide, stage))
 
         def finished(result: SlideResult) -> None:
             order.append(result.slide)
             if len(order) == COUNT - 1:
-                free.set()
+                threading.Timer(2.5, free.set).start()  # after it has been looked at again
 
-        found = Run.over([slides], tmp_path, CONFIG).execute(on_result=finished)
+        found = Run.over([slides], tmp_path, CONFIG).execute(on_result=finished, observer=observe)
         holding.join()
+        assert ("slide-0", "another process has it in hand") in waited
         assert order[-1] == "slide-0"
         assert [result.slide for result in found] == [f"slide-{n}" for n in range(COUNT)]
         assert {result.status for result in found} == {"done"}

@@ -94,7 +94,7 @@ class Run:
                 if on_result is not None:
                     on_result(result)
 
-            queue = SlideQueue(own, self.output, self.config.digest, finished)
+            queue = SlideQueue(own, self.output, self.config.digest, finished, observer)
             self._work_off(queue, scheduling, journal, observer, debug)
             results = [done[slide_id] for _, slide_id in own]
             self._report(done)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coverslip.engine.journal import JournalTail
 from coverslip.engine.result import SlideResult, result_of_event
@@ -17,6 +18,9 @@ from coverslip.tiling.lock import is_free
 from coverslip.tiling.store import SlideStore
 from coverslip.worker_identity import place
 from coverslip.wsi.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from coverslip.engine.process import Observer
 
 LOOK_S = 2.0
 """Between two looks at what others do."""
@@ -31,6 +35,7 @@ class SlideQueue:
 
     settings    digest of this run's; see `RunConfig.digest`
     on_result   called with each slide's row
+    observer    told which slides are waited for
     """
 
     def __init__(
@@ -39,8 +44,10 @@ class SlideQueue:
         output: Path,
         settings: str,
         on_result: Callable[[SlideResult], None],
+        observer: Observer,
     ) -> None:
-        self._output, self._settings, self._on_result = output, settings, on_result
+        self._output, self._settings = output, settings
+        self._on_result, self._observer = on_result, observer
         self._waiting, self._put_off = deque(slides), list[Slide]()
         self._unfinished = {slide_id for _, slide_id in slides}
         self._tail = JournalTail(output, from_now=True)
@@ -110,6 +117,8 @@ class SlideQueue:
         free = [slide for slide in self._put_off if is_free(self._store(slide))]
         self._put_off = [slide for slide in self._put_off if slide not in free]
         self._waiting.extend(free)
+        for _, slide_id in self._put_off:
+            self._observer(slide_id, "another process has it in hand", 0, 1)
 
     def _done_elsewhere(self, slide: Slide) -> bool:
         """Whether another run has told that it did this slide, and its store is of this file."""
