@@ -24,6 +24,7 @@ from faulty_runs import (
 )
 
 from coverslip.cli import main
+from coverslip.durable import remove_unfinished, unfinished_prefix
 from coverslip.engine.verify import verdicts
 from coverslip.tiling.lock import lock
 from coverslip.tiling.store import SlideStore
@@ -118,8 +119,6 @@ def test_what_killed_processes_left_is_removed(standard: Standard, copied: Path)
     """Names as a process of this host gives them that is gone, here and in an export's folder."""
     pid = os.fork()
     if not pid:
-        from coverslip.durable import unfinished_prefix
-
         for folder in (copied, copied / "geojson", copied / "report" / "jpeg"):
             (folder / f"{unfinished_prefix()}rest").write_bytes(b"half")
         os._exit(0)
@@ -127,6 +126,25 @@ def test_what_killed_processes_left_is_removed(standard: Standard, copied: Path)
     assert list(copied.rglob(".writing-*"))
     assert standard.resumed(copied) == standard.results
     assert not list(copied.rglob(".writing-*"))
+
+
+def test_an_export_s_half_written_file_is_told_from_those_of_living_processes(
+    tmp_path: Path,
+) -> None:
+    """Killed with the first object written; the next run removes what it left, and a living
+    process's file it leaves."""
+    pid = os.fork()
+    if not pid:
+        from coverslip.export.geojson_writer import _Part
+
+        _Part(tmp_path, ".geojson.gz")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    living = tmp_path / f"{unfinished_prefix()}mine"
+    living.write_bytes(b"half")
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == [living]
 
 
 def test_a_claim_left_by_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:

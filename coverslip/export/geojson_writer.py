@@ -19,7 +19,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import BinaryIO
 
-from coverslip.durable import explained, flush_to_disk
+from coverslip.durable import explained, flush_to_disk, unfinished_prefix
 from coverslip.export.feature_text import ColumnBlock, Frame, Text, column_text, object_text
 from coverslip.export.gzip_fragments import GzipFragments, fragment
 from coverslip.export.object_ids import ObjectIds
@@ -220,7 +220,7 @@ class _Part:
     """One file of an export, under a temporary name until all of them are complete."""
 
     def __init__(self, folder: Path, suffix: str) -> None:
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-", suffix=suffix)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=unfinished_prefix(), suffix=suffix)
         self.path = Path(name)
         self._file: BinaryIO = os.fdopen(handle, "wb")
         packed = suffix.lower().endswith(".gz")
