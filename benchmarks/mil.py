@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 
 from coverslip.engine.bags import StoredBags
-from coverslip.engine.mil_folds import mean_embeddings
+from coverslip.engine.mil_folds import bag_means
 from coverslip.mil.bags import Bags
 from coverslip.mil.baseline import fitted_probe
 from coverslip.mil.examples import MilExamples
@@ -118,7 +118,7 @@ def cross_validated(
     targets = np.stack([labels, np.zeros(len(labels))], axis=1)[:, None]
     folds = cross_validation(np.array(bags.names), strata_of([TASK], targets), splits)
     said, networks = np.zeros((len(labels), 2)), []
-    means = mean_embeddings(bags)
+    means = bag_means(bags)
     for fold in folds:
         if model == "baseline":
             probe = fitted_probe(TASK, means, targets[:, 0], fold.train, fold.validation)

@@ -394,8 +394,16 @@ def test_the_command_line(
     assert record["config"]["training"]["model"] == "mean"
     out = str(tmp_path / "said.csv")
     assert main(["mil", "predict", folder, "--study", study, "-o", out, "--export", "none"]) == 0
-    assert "48 bags" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "48 bags" in said.out
+    assert "no picture" not in said.err  # none was asked for
     assert len(_rows(Path(out))) == 2 * PATIENTS
+    few = tmp_path / "few"
+    for path in sorted(cohort[0].glob("*.zarr"))[:5]:
+        shutil.copytree(path, few / path.name)
+        SlideStore.open(few / path.name).remove(["pixels/128px_0.5mpp"])
+    assert main(["mil", "predict", str(few), "--study", study, "--export", "sheet"]) == 0
+    assert "(say where with --slides FOLDER)\n  and of 2 more" in capsys.readouterr().err
     assert main(["mil", "evaluate", folder, "--study", study, "--table", table]) == 0
     assert "balanced_accuracy" in capsys.readouterr().out
     assert main([*common, "--target", "sort"]) == 1

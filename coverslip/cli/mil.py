@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 mil = typer.Typer(no_args_is_help=True, help="Slides and patients from tile embeddings.")
 
+MOST_NOTES = 3
+"""On the terminal, of slides whose picture is missing."""
 Features = Annotated[
     Path,
     typer.Argument(
@@ -181,6 +184,10 @@ def predict(
             print(f"{name}: {said.tiles:,} tiles: {words}{'' if said.changed else ' (unchanged)'}")
             for file in said.files:
                 print(f"  {file}")
+    for note in asked.notes[:MOST_NOTES]:
+        print(f"coverslip: {note}", file=sys.stderr)
+    if len(asked.notes) > MOST_NOTES:
+        print(f"  and of {len(asked.notes) - MOST_NOTES} more", file=sys.stderr)
     if done:
         path = write_predictions(output or features / f"{ensemble.name}.csv", asked.names, done)
         if not json:

@@ -46,7 +46,7 @@ def verify(
             print(f"{name}: was left half written by a killed process; it can be removed")
         done = "was removed" if repair else "has to be made anew; --repair removes it"
         print(
-            f"{checked:,} stores checked, {damaged:,} damaged"
+            f"{checked:,} {'store' if checked == 1 else 'stores'} checked, {damaged:,} damaged"
             + (f", {busy:,} in use and not checked" if busy else "")
         )
         if damaged:

@@ -20,6 +20,7 @@ import orjson
 from coverslip.durable import replace_file
 from coverslip.engine.mil_ensemble import CALIBRATION
 from coverslip.engine.mil_study import Study
+from coverslip.mil.bag_stream import mean_embeddings
 from coverslip.mil.bags import Bags
 from coverslip.mil.baseline import fitted_probe
 from coverslip.mil.calibration import fitted_temperature
@@ -84,7 +85,7 @@ class StudyFolds:
 
     def results(self) -> Iterator[FoldResult]:
         """Fold by fold. Raises InvalidConfig."""
-        means = mean_embeddings(self.study.bags)
+        means = bag_means(self.study.bags)
         for fold, inner in self.study.folds():
             config = self._chosen(inner, fold.name) if inner else self.study.config.training
             training, result = self._trained(fold, config, fold.name)
@@ -174,12 +175,11 @@ class StudyFolds:
         return training, training.run(told)
 
 
-def mean_embeddings(bags: Bags) -> Floats:
-    """float64 [n, dim] of every bag; zeros of one without tiles."""
+def bag_means(bags: Bags) -> Floats:
+    """Mean embedding of every bag, float64 [n, dim]; zeros of one without tiles."""
     found = np.zeros((len(bags.names), bags.dim))
-    for index in range(len(found)):
-        if bags.count(index):
-            found[index] = bags.read(index).mean(axis=0, dtype=np.float64)
+    filled = np.flatnonzero([bags.count(index) for index in range(len(found))])
+    found[filled] = mean_embeddings(bags, filled)
     return found
 
 

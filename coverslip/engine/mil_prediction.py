@@ -12,7 +12,7 @@ over all of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,14 @@ class StudyPrediction:
     covariates   bag -> float32 [c] for each of the models; None where they take none
     formats      of FORMATS, for bags from stores
     slides       files and folders, for the contact sheets' pictures
+    notes        what a person should know of pictures that are missing
     """
 
     ensemble: StudyEnsemble
     covariates: Mapping[str, Sequence[npt.NDArray[np.float32]]] | None = None
     formats: Sequence[str] = FORMATS
     slides: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.formats if name not in FORMATS]:
@@ -97,7 +99,9 @@ def predict(
     """(bag, what is said of it or what went wrong), bag by bag.
 
     Answers of bags from stores are kept there, with their files beside the stores; what is current
-    is left alone. Raises InvalidConfig for embeddings that the study was not trained on.
+    is left alone. `asked.notes` grows by why a picture is missing.
+
+    Raises InvalidConfig for embeddings that the study was not trained on.
     """
     asked.ensemble.require(bags.facts, str(bags.bags.folder))
     with SlideFiles(asked.slides) as files:
@@ -106,6 +110,7 @@ def predict(
                 yield name, _predicted(bags, index, asked, files)
             except CoverslipError as error:
                 yield name, error
+            asked.notes.extend(files.notes[len(asked.notes) :])
 
 
 def write_predictions(path: Path, names: Sequence[str], found: Sequence[BagPrediction]) -> Path:
