@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from functools import lru_cache
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from coverslip.engine.journal import Journal
@@ -63,7 +63,8 @@ def share_over_dask(
             extra = "slurm" if scheduling.slurm else "dask"
             raise MissingPackage("sharing slides by Dask", str(error.name), extra) from None
         topic = f"coverslip-{uuid.uuid4().hex}"
-        client.subscribe_topic(topic, lambda event: observer(*event[1]))
+        heard: SimpleQueue[tuple[str, str, int, int]] = SimpleQueue()  # from Dask's own thread
+        client.subscribe_topic(topic, lambda event: heard.put(event[1]))
         distribution = _Distribution(
             client, _portable(run), scheduling.staging, topic, gpus, observer
         )
@@ -71,6 +72,7 @@ def share_over_dask(
         while not queue.over:
             while distribution.room() and (slide := queue.next()) is not None:
                 distribution.hand_out(slide)
+            distribution.tell(heard)
             for slide, result in distribution.returned():
                 if isinstance(result, str):
                     reason = f"{file_name(slide[0])}: {result}"
@@ -115,6 +117,14 @@ class _Distribution:
         if bool(self._threads) != self._some:
             self._some = bool(self._threads)
             self._observer("Dask", "waiting for workers", int(self._some), 1)
+
+    def tell(self, heard: SimpleQueue[tuple[str, str, int, int]]) -> None:
+        """The observer what workers said of slides that they have in hand."""
+        busy = {slide_id for _, slide_id in self._with.values()}
+        while not heard.empty():
+            progress = heard.get()
+            if progress[0] in busy:
+                self._observer(*progress)
 
     def hand_out(self, slide: Slide) -> None:
         sharing = max(self._sharing.values(), default=1)
@@ -288,13 +298,21 @@ def _row(
     with ExitStack() as stack:
         copy = stack.enter_context(staged(path, staging)) if staging else None
         stack.enter_context(ONE_AT_A_TIME)
-        context = _context(run, topic, sharing)
+        if topic not in _contexts:
+            for before in _contexts.values():
+                before.journal.close()
+            _contexts.clear()  # its encoders make room for this run's
+            _contexts[topic] = _begun(run, topic, sharing)
+        context = _contexts[topic]
         return process_or_explain(path, slide_id, context, False, copy)
 
 
-@lru_cache(maxsize=1)
-def _context(run: Run, topic: str, sharing: int) -> RunContext:
-    """What a worker keeps between slides: encoders and models, loaded once, and its journal."""
+_contexts: dict[str, RunContext] = {}
+"""In a worker, of the run in hand: encoders and models, loaded once, and the journal."""
+
+
+def _begun(run: Run, topic: str, sharing: int) -> RunContext:
+    """A run's context in this worker. Raises StoreError where its folder is not seen from here."""
     from distributed import get_worker
 
     worker, said = get_worker(), 0.0
