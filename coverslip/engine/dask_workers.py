@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -25,7 +26,7 @@ from coverslip.engine.journal import Journal
 from coverslip.engine.processors import available_processors
 from coverslip.engine.result import SlideResult
 from coverslip.engine.scheduling import Scheduling, Slide
-from coverslip.engine.sharing import OBSERVED, devices_of
+from coverslip.engine.sharing import OBSERVED, devices_of, limit_torch
 from coverslip.engine.slide_queue import LOOK_S, SlideQueue
 from coverslip.engine.staging import Staging, staged
 from coverslip.errors import InvalidConfig, MissingPackage, StoreError
@@ -325,11 +326,14 @@ def _begun(run: Run, topic: str, sharing: int) -> RunContext:
 
     if not run.output.is_dir():
         raise StoreError(
-            run.output, f"is not a folder on {os.uname().nodename}", "workers must see the folder "
+            run.output, f"is not a folder on {socket.gethostname()}", "workers must see the folder "
             "under the same path"
         )  # fmt: skip
     journal = Journal(run.output, run.config.keep_identifiers)
     device = devices_of(run.config.device)[0]
     if device.startswith("cuda") and os.environ.get("CUDA_VISIBLE_DEVICES", "").isdecimal():
         device = "cuda"  # the only one that this worker sees
-    return run.context(journal, device, observer=observe, sharing=sharing)
+    context = run.context(journal, device, observer=observe, sharing=sharing)
+    if run.config.encoder or run.config.nuclei or run.config.tissue_map:
+        limit_torch(context.threads)  # Dask has left it one
+    return context

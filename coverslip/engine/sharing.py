@@ -169,14 +169,14 @@ def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
     keep = run.config.keep_identifiers
     with Journal(run.output, keep) as journal, contextlib.suppress(EOFError):
         context = run.context(journal, device, observer=observe, sharing=sharing)
-        _limit_threads(context.threads)
+        limit_torch(context.threads)
         while True:
             path, slide_id, staged = line.recv()
             line.send(process_or_explain(path, slide_id, context, False, staged))
 
 
-def _limit_threads(count: int) -> None:
-    """torch's own threads, too, are this process's share."""
+def limit_torch(count: int) -> None:
+    """Have torch use as many threads: this process's share."""
     import torch
 
     torch.set_num_threads(count)
