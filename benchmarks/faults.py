@@ -121,6 +121,23 @@ def killed_by_operation(bench: Bench) -> tuple[int, int]:
     return bench.resumed(output)
 
 
+def killed_beside_another(bench: Bench) -> tuple[int, int]:
+    """Two runs begin at once; what the killed one leaves, the other has to take over."""
+    output, at = bench.output(), bench.draw.randint(1, bench.operations)
+    pid = os.fork()
+    if not pid:
+        run_in_fork(bench.slide, output, prepared=killed_at(at))
+        os._exit(0)
+    ended = run_in_fork(bench.slide, output, prepared=impatient)
+    os.waitpid(pid, 0)
+    lost, different = differences(results(output), bench.wanted)
+    wrong = ended.code != 0 or lost > 0 or different > 0
+    if wrong:
+        print(f"{output}: killed at {at}: {lost} lost, {different} wrong: {ended}")
+    again_lost, again_wrong = bench.resumed(output)
+    return int(lost > 0 or again_lost > 0), int(wrong or again_wrong > 0)
+
+
 def power_cuts(bench: Bench) -> tuple[int, int]:
     output, at = bench.output(), bench.draw.randint(1, bench.operations)
     log = output.with_name(f"{output.name}.log")
@@ -197,6 +214,7 @@ def byte_flips_repaired(bench: Bench) -> tuple[int, int]:
 FAULTS: dict[str, Callable[[Bench], tuple[int, int]]] = {
     "kill -9 at a random time": killed_by_time,
     "kill -9 before a random change to the disk, up to 3 times": killed_by_operation,
+    "two runs share the folder, one is killed": killed_beside_another,
     "power cut: what was not flushed is lost, cut or zeroed": power_cuts,
     "SIGTERM": lambda bench: bench.signalled(signal.SIGTERM, 143),
     "SIGINT": lambda bench: bench.signalled(signal.SIGINT, 130),

@@ -27,7 +27,7 @@ from pyramids import write_pyramid
 from coverslip.cli import main
 from coverslip.engine.config import RunConfig
 from coverslip.engine.dask_workers import _Distribution, _slurm
-from coverslip.engine.journal import Journal, read_journals
+from coverslip.engine.journal import Journal, journals, read_journals
 from coverslip.engine.process import process_or_explain
 from coverslip.engine.result import SlideResult, result_of_event
 from coverslip.engine.run import Run
@@ -96,13 +96,15 @@ def reported(output: Path) -> list[str]:
 
 
 @contextmanager
-def begun(*arguments: str, code: str = "", **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """`coverslip ...` in a process of its own; code runs before."""
+def begun(
+    *arguments: str, code: str = "", within: tuple[str, ...] = (), **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`coverslip ...` in a process of its own; code runs before; within another command."""
     program = f"{code}\nimport sys\nfrom coverslip.cli import main\nsys.exit(main({arguments!r}))"
     # a main module that workers, too, can begin with
     program = f"if __name__ == '__main__':\n{_indented(program)}"
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", program],
+        [*within, sys.executable, "-W", "ignore", "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -180,6 +182,23 @@ class TestSeveralRuns:
             assert doomed.returncode == -signal.SIGKILL
         assert len(said) == COUNT
         assert results(tmp_path) == alone
+
+    def test_where_processes_cannot_see_one_another(
+        self, slides: Path, tmp_path: Path, alone: Mapping[str, bytes]
+    ) -> None:
+        """Each in a container's space of processes, as on a machine of its own; one is killed."""
+        apart = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+        if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("no right to a space of processes of its own")
+        line = ("run", str(slides), "-o", str(tmp_path), *OPTIONS)
+        quick = "import coverslip.tiling.lock\ncoverslip.tiling.lock.SILENT_S = 1.5"
+        with begun(*line, within=apart) as doomed, begun(*line, code=quick, within=apart) as other:
+            assert holder(tmp_path) == 1  # a number that means nothing elsewhere
+            doomed.kill()
+            ended(other)
+        assert results(tmp_path) == alone
+        assert reported(tmp_path) == [f"slide-{number}" for number in range(COUNT)]
+        assert len(journals(tmp_path)) == 2
 
     def test_what_another_run_did_is_not_looked_at_again(
         self, slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
