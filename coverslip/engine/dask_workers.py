@@ -45,6 +45,8 @@ come back, too, so each gets another chance before it is given up."""
 PROCESSORS_EACH = 4
 """Of a worker on this machine, where nobody says how many workers there are to be."""
 CONNECT_S = 30
+SAID = logging.CRITICAL
+"""By Dask: rows tell what went wrong."""
 ONE_AT_A_TIME = threading.Lock()
 """In a worker: its threads copy slides while one of them is processed."""
 
@@ -189,7 +191,6 @@ def _connected(run: Run, scheduling: Scheduling) -> Iterator[tuple[Client, bool]
     import dask
     from distributed import Client
 
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # rows tell what went wrong
     if "://" in scheduling.scheduler:
         if len(devices_of(run.config.device)) > 1:
             raise InvalidConfig("a Dask worker has one device: start a worker for each GPU")
@@ -235,7 +236,7 @@ def _local(run: Run, scheduling: Scheduling) -> tuple[Cluster, bool]:
         options: dict[str, Any] = {
             "nthreads": _threads_each(scheduling),
             "memory_limit": 0,  # the system's own limit; Dask's counts mapped files as used
-            "silence_logs": logging.ERROR,
+            "silence_logs": SAID,
             "dashboard": False,
         }
         if gpus:
@@ -243,7 +244,7 @@ def _local(run: Run, scheduling: Scheduling) -> tuple[Cluster, bool]:
             options["resources"] = {"GPU": options["nthreads"]}
         workers[number] = {"cls": Nanny, "options": options}
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-    cluster = SpecCluster(workers, scheduler, silence_logs=logging.ERROR)
+    cluster = SpecCluster(workers, scheduler, silence_logs=SAID)
     return cluster, bool(gpus)
 
 
@@ -276,6 +277,7 @@ def _slurm(run: Run, scheduling: Scheduling) -> tuple[Cluster, bool]:
             ],
             worker_extra_args=["--resources", f"GPU={threads}"] if gpus else [],
             python=sys.executable,
+            silence_logs=SAID,
             log_directory=str(run.output.absolute() / "slurm"),
         )
     except ValueError as error:
