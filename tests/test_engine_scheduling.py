@@ -395,10 +395,10 @@ class TestDask:
         for gpus in (True, False):
             distribution = _Distribution(Client(), run, None, "topic", gpus, told)  # type: ignore[arg-type]
             assert distribution.room()
-            for number in range(2):
+            for number in range(4):  # each has one in hand and one to go on with
                 distribution.hand_out((f"{number}.svs", str(number)))
             assert not distribution.room()
-        assert [one["resources"] for one in submitted] == [{"GPU": 1}] * 2 + [None] * 2
+        assert [one["resources"] for one in submitted] == [{"GPU": 1}] * 4 + [None] * 4
         assert submitted[0]["task"][-1] == 2  # that share a machine
 
 
@@ -543,3 +543,26 @@ class TestRowsFromJournals:
             or type(getattr(found, name)) is type(getattr(self.ROW, name))
             or (name in ("nuclei", "tiles", "bad_tiles", "tissue_mm2") and isinstance(value, int))
         )
+
+
+@pytest.mark.parametrize("imported", ["", "import torch"])
+def test_torch_takes_its_share_whenever_it_is_imported(imported: str) -> None:
+    code = (
+        f"from coverslip.engine.sharing import limit_torch\n{imported}\n"
+        "limit_torch(1)\nimport torch\nprint(torch.get_num_threads())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert said.stdout.strip() == "1"
+
+
+def test_tiles_and_watershed_wait_for_no_torch(slides: Path, tmp_path: Path) -> None:
+    """Its import takes longer than many a slide."""
+    line = ["run", str(slides / "slide-0.tif"), "-o", str(tmp_path), *OPTIONS]
+    code = (
+        "import sys\nfrom coverslip.cli import main\n"
+        f"assert main({[*line, '--nuclei', 'watershed']!r}) == 0\nassert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -101,19 +101,19 @@ class _Distribution:
         self._with: dict[Future, Slide] = {}
         self._tried: set[Slide] = set()
         self._observer, self._some = observer, True
-        self._counted, self._threads = -60.0, 0
+        self._counted, self._threads, self._workers = -60.0, 0, 0
         self._sharing: Counter[str] = Counter()
 
     def room(self) -> bool:
-        """Whether a worker has nothing in hand. None gets slides in advance: they would count as
-        those that it died over."""
+        """Whether workers want more: each has slides in hand, and one to go on with at once."""
         if time.monotonic() - self._counted > LOOK_S:  # workers come and go
             self._counted = time.monotonic()
             workers = self._client.scheduler_info(n_workers=-1)["workers"].values()
+            self._workers = len(workers)
             self._threads = sum(int(worker["nthreads"]) for worker in workers)
             self._sharing = Counter(str(worker["host"]) for worker in workers)
             self._tell_of_none()
-        return len(self._with) < max(1, self._threads)
+        return len(self._with) < self._threads + max(1, self._workers)
 
     def _tell_of_none(self) -> None:
         """Jobs may wait in Slurm's queue for hours."""
@@ -210,6 +210,8 @@ def _connected(run: Run, scheduling: Scheduling) -> Iterator[tuple[Client, bool]
         "distributed.scheduler.allowed-failures": DEATHS,
         "distributed.worker.daemon": False,  # readers run in children of their own
         "distributed.admin.system-monitor.gil.enabled": False,
+        "distributed.worker.profile.enabled": False,  # it costs a slide a twentieth of its time
+        "distributed.nanny.pre-spawn-environ": {},
     }
     with dask.config.set(settings):
         slurm = scheduling.slurm
@@ -336,6 +338,5 @@ def _begun(run: Run, topic: str, sharing: int) -> RunContext:
     if device.startswith("cuda") and os.environ.get("CUDA_VISIBLE_DEVICES", "").isdecimal():
         device = "cuda"  # the only one that this worker sees
     context = run.context(journal, device, observer=observe, sharing=sharing)
-    if run.config.encoder or run.config.nuclei or run.config.tissue_map:
-        limit_torch(context.threads)  # Dask has left it one
+    limit_torch(context.threads)
     return context

@@ -106,10 +106,12 @@ class RunContext:
     @cached_property
     def tissue_head(self) -> TissueHead | None:
         """The configured tissue map, loaded once."""
+        path = self.config.tissue_map
+        if not path:
+            return None  # torch takes seconds to import
         from coverslip.heads.tissue_map import TissueHead
 
-        path = self.config.tissue_map
-        return TissueHead.load(Path(path), self.device) if path else None
+        return TissueHead.load(Path(path), self.device)
 
     @cached_property
     def stain_target(self) -> StainProfile:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import re
 import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -176,7 +178,9 @@ def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
 
 
 def limit_torch(count: int) -> None:
-    """Have torch use as many threads: this process's share."""
-    import torch
+    """Have torch use as many threads, now or once it is imported: this process's share."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:
+        import torch
 
-    torch.set_num_threads(count)
+        torch.set_num_threads(count)
