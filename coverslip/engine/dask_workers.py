@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 DEATHS = 1
 """So many may befall the worker that has a slide before it comes back. Those that lay beside it
-come back, too, so each gets another chance before it is given up."""
+come back, too, so each gets another chance, alone, before it is given up."""
 PROCESSORS_EACH = 4
 """Of a worker on this machine, where nobody says how many workers there are to be."""
 CONNECT_S = 30
@@ -75,6 +75,7 @@ def share_over_dask(
         while not queue.over:
             while distribution.room() and (slide := queue.next()) is not None:
                 distribution.hand_out(slide)
+            distribution.try_a_suspect()
             distribution.tell(heard)
             for slide, result in distribution.returned():
                 if isinstance(result, str):
@@ -99,7 +100,7 @@ class _Distribution:
         self._client, self._common = client, (run, staging, topic)
         self._resources = {"GPU": 1} if gpus else None
         self._with: dict[Future, Slide] = {}
-        self._tried: set[Slide] = set()
+        self._suspects, self._tried = deque[Slide](), set[Slide]()
         self._observer, self._some = observer, True
         self._counted, self._threads, self._workers = -60.0, 0, 0
         self._sharing: Counter[str] = Counter()
@@ -142,6 +143,12 @@ class _Distribution:
         )
         self._with[future] = slide
 
+    def try_a_suspect(self) -> None:
+        """Once the others are done: a slide over which, or beside which, workers died, alone."""
+        if self._suspects and not self._with:
+            self._tried.add(self._suspects[0])
+            self.hand_out(self._suspects.popleft())
+
     def returned(self) -> Iterator[tuple[Slide, SlideResult | str | None]]:
         """Those that are over, waited for a moment: a row, what went wrong with its workers, or
         None where another run has it in hand."""
@@ -161,8 +168,7 @@ class _Distribution:
             if error is None:
                 yield slide, future.result()
             elif slide not in self._tried:
-                self._tried.add(slide)
-                self.hand_out(slide)
+                self._suspects.append(slide)
             elif isinstance(error, KilledWorker):
                 yield (
                     slide,
@@ -209,8 +215,12 @@ def _connected(run: Run, scheduling: Scheduling) -> Iterator[tuple[Client, bool]
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
         "distributed.worker.daemon": False,  # readers run in children of their own
+        # what Dask measures beside the work costs a slide a tenth of its time
+        "distributed.worker.profile.enabled": False,
         "distributed.admin.system-monitor.gil.enabled": False,
-        "distributed.worker.profile.enabled": False,  # it costs a slide a twentieth of its time
+        "distributed.admin.system-monitor.disk": False,
+        "distributed.admin.system-monitor.interval": "10s",
+        "distributed.admin.tick.interval": "1s",
         "distributed.nanny.pre-spawn-environ": {},
     }
     with dask.config.set(settings):
