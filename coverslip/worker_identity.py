@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -60,6 +59,8 @@ def _start_of_the_machine() -> str:
     except OSError:
         pass
     if sys.platform == "darwin":
+        import subprocess
+
         command = ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     return ""

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from faulty_runs import results
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyramids import write_pyramid
@@ -53,16 +54,6 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image[disc] = np.array([180, 100, 150]) + draw.integers(-20, 20, (disc.sum(), 3))
         write_pyramid(folder / f"slide-{number}.tif", image, levels=2, mpp=0.5)
     return folder
-
-
-def results(output: Path) -> dict[str, bytes]:
-    """Every file of the stores and exports, every lock and every left-over."""
-    kept = [*output.glob("*.zarr"), output / "geojson"]
-    files = [file for root in kept for file in root.rglob("*")]
-    files += [*output.glob("*.lock"), *output.glob(".*"), *(output / "geojson").glob(".*")]
-    return {
-        file.relative_to(output).as_posix(): file.read_bytes() for file in files if file.is_file()
-    }
 
 
 @pytest.fixture(scope="module")

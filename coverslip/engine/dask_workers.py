@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from coverslip.engine.journal import Journal
 from coverslip.engine.processors import available_processors
 from coverslip.engine.result import SlideResult
 from coverslip.engine.scheduling import Scheduling, Slide
-from coverslip.engine.sharing import OBSERVED, devices_of, limit_torch
+from coverslip.engine.sharing import devices_of, limit_torch, rarely
 from coverslip.engine.slide_queue import LOOK_S, SlideQueue
 from coverslip.engine.staging import Staging, staged
 from coverslip.errors import InvalidConfig, MissingPackage, StoreError
@@ -330,14 +331,7 @@ def _begun(run: Run, topic: str, sharing: int) -> RunContext:
     """A run's context in this worker. Raises StoreError where its folder is not seen from here."""
     from distributed import get_worker
 
-    worker, said = get_worker(), 0.0
-
-    def observe(slide: str, stage: str, done: int, total: int) -> None:
-        nonlocal said
-        if done == total or time.monotonic() - said > OBSERVED:
-            said = time.monotonic()
-            worker.log_event(topic, (slide, stage, done, total))
-
+    observe = rarely(partial(get_worker().log_event, topic))
     if not run.output.is_dir():
         raise StoreError(
             run.output, f"is not a folder on {socket.gethostname()}", "workers must see the folder "

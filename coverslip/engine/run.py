@@ -20,10 +20,10 @@ from coverslip.engine.journal import Journal, JournalTail
 from coverslip.engine.process import Observer, RunContext, process_or_explain
 from coverslip.engine.processors import available_processors
 from coverslip.engine.report import write_report
-from coverslip.engine.result import SlideResult, result_of_event
+from coverslip.engine.result import SlideResult
 from coverslip.engine.scheduling import Scheduling, Slide
 from coverslip.engine.sharing import devices_of, share_slides
-from coverslip.engine.slide_queue import LOOK_S, SlideQueue
+from coverslip.engine.slide_queue import LOOK_S, SlideQueue, rows_told
 from coverslip.engine.slide_stage import check_slide_encoders
 from coverslip.engine.staging import ReadAhead
 from coverslip.errors import StoreError
@@ -147,14 +147,10 @@ class Run:
         if not others:
             return False
         more = False
-        for event in tail.news():
-            if event.get("event") != "slide ended" or event.get("slide") not in others:
-                continue
-            result, when = result_of_event(event), float(event["time"])
-            if result is None or event.get("settings") != self.config.digest:
-                continue
-            if result.slide not in told or told[result.slide][0] <= when:
-                told[result.slide], more = (when, result), True
+        for when, result in rows_told(tail, self.config.digest):
+            slide = result.slide
+            if slide in others and (slide not in told or told[slide][0] <= when):
+                told[slide], more = (when, result), True
         return more
 
     @property

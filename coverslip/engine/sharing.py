@@ -12,7 +12,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
@@ -155,19 +156,10 @@ def _died(worker: _Worker, journal: Journal) -> SlideResult:
 
 def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
     """What a process does: slides come down the line, progress and results go up."""
-    import time
-
     from coverslip.engine.process import process_or_explain
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    said = 0.0
-
-    def observe(slide: str, stage: str, done: int, total: int) -> None:
-        nonlocal said
-        if done == total or time.monotonic() - said > OBSERVED:
-            said = time.monotonic()
-            line.send((slide, stage, done, total))
-
+    observe = rarely(line.send)
     keep = run.config.keep_identifiers
     with Journal(run.output, keep) as journal, contextlib.suppress(EOFError):
         context = run.context(journal, device, observer=observe, sharing=sharing)
@@ -175,6 +167,19 @@ def _work(run: Run, device: str, sharing: int, line: Connection) -> None:
         while True:
             path, slide_id, staged = line.recv()
             line.send(process_or_explain(path, slide_id, context, False, staged))
+
+
+def rarely(send: Callable[[tuple[str, str, int, int]], object]) -> Observer:
+    """An observer that sends on what it is told: the ends of stages, and a word in between."""
+    said = 0.0
+
+    def observe(slide: str, stage: str, done: int, total: int) -> None:
+        nonlocal said
+        if done == total or time.monotonic() - said > OBSERVED:
+            said = time.monotonic()
+            send((slide, stage, done, total))
+
+    return observe
 
 
 def limit_torch(count: int) -> None:

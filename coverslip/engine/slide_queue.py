@@ -6,7 +6,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0
 """Between two looks at what others do."""
+
+
+def rows_told(tail: JournalTail, settings: str) -> Iterator[tuple[float, SlideResult]]:
+    """(time, row) of slides that journals newly tell of, by runs with these settings. Raises
+    StoreError."""
+    for event in tail.news():
+        if event.get("event") != "slide ended" or event.get("settings") != settings:
+            continue
+        result, when = result_of_event(event), event.get("time")
+        if result is not None and isinstance(when, int | float):
+            yield when, result
 
 
 class SlideQueue:
@@ -103,11 +114,8 @@ class SlideQueue:
         if time.monotonic() - self._heard < LOOK_S:
             return
         self._heard = time.monotonic()
-        for event in self._tail.news():
-            if event.get("event") != "slide ended" or event.get("settings") != self._settings:
-                continue
-            result = result_of_event(event)
-            if result is not None and result.status != "failed":  # it may go better here
+        for _, result in rows_told(self._tail, self._settings):
+            if result.status != "failed":  # it may go better here
                 self._elsewhere[result.slide] = result
 
     def _look_at_put_off(self) -> None:

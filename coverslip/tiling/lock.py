@@ -149,13 +149,21 @@ def _freed(path: Path) -> bool:
     except FileNotFoundError:
         _watch.forget(path)
         return True
-    token, known = str(holder.get("token", "")), fate(holder)
-    silent = known == "unknown" and _watch.silence(path, (token, beaten)) >= SILENT_S
-    if known == "gone" or silent:
+    token = str(holder.get("token", ""))
+    if not _is_dead(path, holder, (token, beaten), SILENT_S):
+        return False
+    _remove(path, token)
+    return True
+
+
+def _is_dead(path: Path, holder: Claim, mark: object, silent_s: float) -> bool:
+    """Whether the process that wrote a file is gone, or the file was watched for so long and kept
+    its mark; it is then watched no more."""
+    known = fate(holder)
+    dead = known == "gone" or (known == "unknown" and _watch.silence(path, mark) >= silent_s)
+    if dead:
         _watch.forget(path)
-        _remove(path, token)
-        return True
-    return False
+    return dead
 
 
 class _Watch:
@@ -219,9 +227,7 @@ def remove_abandoned_claims(folder: Path) -> None:
 def _remove_if_abandoned(claim: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         holder, written = _read(claim)
-        known = fate(holder)
-        if known == "gone" or (known == "unknown" and _watch.silence(claim, written) >= CLAIM_S):
-            _watch.forget(claim)
+        if _is_dead(claim, holder, written, CLAIM_S):
             claim.unlink()
 
 

@@ -21,7 +21,7 @@ from coverslip.engine.process import process_or_explain
 from coverslip.engine.run import Run
 from coverslip.engine.sharing import devices_of
 from coverslip.engine.slide_stage import check_slide_encoders
-from coverslip.errors import InvalidConfig, StoreBusy
+from coverslip.errors import InvalidConfig
 from coverslip.settings import settings_of
 from coverslip.viewer.work import TooBusy
 
@@ -200,16 +200,16 @@ class Jobs:
                 device = devices_of(config.device)[0]
                 context = run.context(journal, device, observer=observe)
                 result = process_or_explain(path, job.slide, context, debug=False)
-                if result is None:
-                    raise StoreBusy(job.slide, "another process is working on this slide")
-                journal.write("run ended", counts={result.status: 1})
+                if result is not None:
+                    journal.write("run ended", counts={result.status: 1})
         except Cancelled:
             job.message, job.state = "stopped; what was finished is kept", "cancelled"
-        except StoreBusy as error:
-            job.message, job.state = error.problem, "failed"
         except Exception as error:
             job.message, job.state = f"unexpected {type(error).__name__}: {error}", "failed"
         else:
+            if result is None:
+                job.message, job.state = "another process is working on this slide", "failed"
+                return
             failed = result.status == "failed"
             job.message = result.reason if failed else "; ".join([result.status, *result.flags])
             job.state = "failed" if failed else "done"
