@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from coverslip.errors import StoreError
-from coverslip.worker_identity import place
+from coverslip.worker_identity import fate_by_name, own_name
 
 UNFINISHED = ".writing-"
 """How the names of files begin that a killed process may leave behind; where it ran and its number
@@ -58,8 +58,8 @@ def make_folder(folder: Path) -> None:
 
 
 def unfinished_prefix() -> str:
-    """How names begin of what this process has not finished writing; they tell no machine's."""
-    return f"{UNFINISHED}{place()}.{os.getpid()}-"
+    """How names begin of what this process has not finished writing."""
+    return f"{UNFINISHED}{own_name()}"
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -69,18 +69,13 @@ def remove_unfinished(folder: Path) -> None:
     """
     if not folder.is_dir():
         return
-    import psutil
-
-    ours = f"{UNFINISHED}{place()}."
     with explained(folder):
         for path in folder.glob(f"{UNFINISHED}*"):
-            pid = path.name.removeprefix(ours).partition("-")[0]
+            known = fate_by_name(path.name.removeprefix(UNFINISHED))
             with contextlib.suppress(FileNotFoundError):
-                if path.name.startswith(ours) and pid.isdecimal():
-                    gone = not psutil.pid_exists(int(pid))
-                else:
-                    gone = abs(time.time() - path.stat().st_mtime) > LEFT_OVER_S
-                if gone:
+                if known == "gone" or (
+                    known == "unknown" and abs(time.time() - path.stat().st_mtime) > LEFT_OVER_S
+                ):
                     path.unlink()
 
 

@@ -41,6 +41,20 @@ def fate(marks: Mapping[str, Any]) -> Fate:
     return "alive" if _started(pid) == marks.get("started") else "gone"
 
 
+def own_name() -> str:
+    """How names begin of files and folders that are this process's alone; names no machine."""
+    return f"{place()}.{os.getpid()}-"
+
+
+def fate_by_name(name: str) -> Fate:
+    """Of the process whose name this begins with, as far as its number tells."""
+    where, _, rest = name.partition(".")
+    pid = rest.partition("-")[0]
+    if where != place() or not pid.isdecimal():
+        return "unknown"
+    return "gone" if _started(int(pid)) is None else "alive"
+
+
 @cache
 def place() -> str:
     """The same for processes that can see one another, and for no others; names no machine."""

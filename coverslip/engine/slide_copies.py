@@ -17,7 +17,7 @@ from typing import NamedTuple
 import orjson
 
 from coverslip.errors import SlideError, StoreError
-from coverslip.worker_identity import fate, own_marks, place
+from coverslip.worker_identity import fate, fate_by_name, own_marks, own_name
 from coverslip.wsi.slide_parts import SlidePart, slide_parts
 
 PIECE = 8 * 2**20
@@ -66,7 +66,7 @@ class SlideCopies:
             staging_folder.mkdir(parents=True, exist_ok=True)
             self._account = (os.getpid(), staging_folder.resolve())
             remove_abandoned_copies(staging_folder)
-            prefix = f"{PREFIX}{place()}.{os.getpid()}-"
+            prefix = f"{PREFIX}{own_name()}"
             self.folder = Path(tempfile.mkdtemp(dir=staging_folder, prefix=prefix))
             try:
                 (self.folder / OWNER).write_bytes(orjson.dumps(own_marks()))
@@ -213,8 +213,6 @@ def remove_abandoned_copies(staging_folder: Path) -> None:
 
 
 def _is_abandoned(folder: Path) -> bool:
-    import psutil
-
     owner = folder / OWNER
     try:
         marks = orjson.loads(owner.read_bytes())
@@ -222,12 +220,12 @@ def _is_abandoned(folder: Path) -> bool:
         marks = None
     if not isinstance(marks, dict) or "pid" not in marks:
         # killed before it wrote who it was; its folder's name says as much
-        where, _, rest = folder.name.removeprefix(PREFIX).partition(".")
-        pid = rest.partition("-")[0]
-        return where == place() and pid.isdecimal() and not psutil.pid_exists(int(pid))
+        return fate_by_name(folder.name.removeprefix(PREFIX)) == "gone"
     known = fate(marks)
     if known == "unknown" and marks.get("host") == socket.gethostname():
         # nothing outlives a machine's start; a container of its name may have begun after it
+        import psutil
+
         return owner.stat().st_mtime < float(psutil.boot_time())
     return known == "gone"
 
